@@ -1,0 +1,3 @@
+"""Version and authorship, readable without importing the package."""
+
+__version__ = "0.1.0"

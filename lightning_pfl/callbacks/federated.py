@@ -1,0 +1,56 @@
+"""What a callback can do for a federation: exchange tensors, or tell what a client's task looks like.
+
+Start at `Exchange`. The engine knows callbacks only through these interfaces; without the engine they are ordinary
+Lightning callbacks.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import lightning as L
+from torch import Tensor
+
+from lightning_pfl.types import Personalized, SharedTensors
+
+__all__ = ["Exchange", "FederatedCallback", "SketchSource"]
+
+
+class FederatedCallback(L.Callback):
+    """A callback that a federation tells about itself before clients receive their copy of it."""
+
+    def prepare_server(self, module: L.LightningModule, *, global_branch: bool) -> None:
+        """Get ready on the driver, once per distinct model, before the snapshot that clients are made from.
+
+        Args:
+            module: a client's model with its layers built; changed in place (adapters are injected here).
+            global_branch: whether the server will send a frozen global adapter (`Aggregator.uses_global_branch`).
+        """
+
+
+class Exchange(FederatedCallback):
+    """A callback that owns tensors which clients share."""
+
+    @abstractmethod
+    def architecture(self, module: L.LightningModule) -> str:
+        """Equal for modules whose architecture-bound tensors may be mixed."""
+
+    @abstractmethod
+    def upload(self, module: L.LightningModule) -> SharedTensors:
+        """Copy what the client trained and may share."""
+
+    @abstractmethod
+    def receive(self, module: L.LightningModule, personalized: Personalized) -> None:
+        """Write what the server sent into the module, in place.
+
+        Raises:
+            ValueError: a name or a shape that the module does not have.
+        """
+
+
+class SketchSource(FederatedCallback):
+    """A callback that sketches a client's task while it trains."""
+
+    @abstractmethod
+    def take_sketch(self) -> Tensor | None:
+        """The mean sketch since the last call, float32 ``[k]``, and start anew; None when nothing was sketched."""

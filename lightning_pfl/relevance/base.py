@@ -1,0 +1,35 @@
+"""The interface of a probe: a batch of a client's data in, a sketch of the client's task out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["Probe"]
+
+
+class Probe(ABC):
+    """A small frozen model whose gradient says what a task is like; the same for all clients."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """k, the length of a sketch."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Load whatever is loaded lazily; called once on the driver, before clients receive their copy."""
+
+    @abstractmethod
+    def sketch(self, batch: Any) -> Tensor:
+        """Sketch one batch.
+
+        Args:
+            batch: in the form that the frozen model takes.
+
+        Returns:
+            float32 of shape ``[k]``: the mean over the batch's examples of each one's projected (and, where privacy
+            asks for it, clipped) gradient.
+        """
