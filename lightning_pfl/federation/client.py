@@ -63,8 +63,8 @@ class Client:
     ) -> None:
         if not isinstance(id, str) or not _FIT_FOR_A_PATH.fullmatch(id) or id.endswith("."):
             raise ValueError(
-                f"A client's id names folders and metrics, so it must consist of 1 to 128 letters, digits, `.`, `_` and "
-                f"`-`, start with a letter or a digit and not end with a dot, but is {id!r}."
+                f"A client's id names folders and metrics, so it must consist of 1 to 128 letters, digits, `.`, `_` "
+                f"and `-`, start with a letter or a digit and not end with a dot, but is {id!r}."
             )
         if num_examples is not None and num_examples <= 0:
             raise ValueError(f"`num_examples` of client `{id}` must be positive, but is {num_examples}.")
