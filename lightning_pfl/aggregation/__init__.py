@@ -1,0 +1,20 @@
+"""Server rules: clients' updates in, what every client receives next out. Start at `aggregation/base.py`."""
+
+from lightning_pfl.aggregation.base import Aggregator
+from lightning_pfl.aggregation.fedavg import FedAvg
+from lightning_pfl.aggregation.guard import UpdateGuard, check_mixable
+from lightning_pfl.aggregation.local_only import LocalOnly
+from lightning_pfl.aggregation.mixture import MixtureAggregator
+from lightning_pfl.aggregation.relevance import RelevanceAggregator
+from lightning_pfl.aggregation.uniform import UniformAggregator
+
+__all__ = [
+    "Aggregator",
+    "FedAvg",
+    "LocalOnly",
+    "MixtureAggregator",
+    "RelevanceAggregator",
+    "UniformAggregator",
+    "UpdateGuard",
+    "check_mixable",
+]

@@ -1,0 +1,109 @@
+"""`FedAvg`: one model for all, the sample-weighted mean of the round's participants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import torch
+
+from lightning_pfl.aggregation.base import Aggregator
+from lightning_pfl.aggregation.guard import UpdateGuard, check_mixable
+from lightning_pfl.aggregation.memory import copied, dump_flat, load_flat, require_rule
+from lightning_pfl.functional.averaging import select, weighted_mean
+from lightning_pfl.types import Aggregation, ClientUpdate, FlatTensors, Personalized, SharedTensors
+
+__all__ = ["FedAvg"]
+
+_RULE = "fedavg"
+
+
+@final
+class FedAvg(Aggregator):
+    """Every client starts its next turn from the mean of the round's participants, weighted by their examples.
+
+    P and Q (`SharedTensors.common`) are averaged over all participants that hold them, A and B over the participants of
+    one architecture. A name that no participant of a round holds keeps its last mean. There is no global branch: the
+    mean overwrites the client's own adapter.
+
+    Args:
+        guard: what an update must satisfy to count.
+
+    Source:
+        McMahan et al., AISTATS 2017, arXiv:1602.05629, Algorithm 1.
+
+    Example:
+        >>> values = {"ward-3": (0.0, 1), "ward-7": (4.0, 3)}
+        >>> updates = [
+        ...     ClientUpdate(name, 0, number, "tiny", SharedTensors(FlatTensors.pack({"P": torch.tensor([value])})))
+        ...     for name, (value, number) in values.items()
+        ... ]
+        >>> FedAvg().aggregate(updates, {}).personalized["ward-3"].start.common.vector
+        tensor([3.])
+    """
+
+    def __init__(self, *, guard: UpdateGuard | None = None) -> None:
+        self.guard = guard or UpdateGuard()
+
+    @property
+    def uses_global_branch(self) -> bool:
+        """False."""
+        return False
+
+    @property
+    def needs_sketches(self) -> bool:
+        """False."""
+        return False
+
+    def aggregate(self, updates: Sequence[ClientUpdate], state: Mapping[str, Any]) -> Aggregation:
+        """Average this round's participants and send the mean to every known client."""
+        require_rule(state, _RULE)
+        accepted, notes = self.guard.accept(updates)
+        if not accepted:
+            raise ValueError("There is nothing to average: no client has sent an update that counts.")
+        last = load_flat(state["common"]) if state else FlatTensors.empty()
+        bound = {name: load_flat(entry) for name, entry in state.get("architectures", {}).items()}
+        members: dict[str, dict[str, Any]] = dict(state.get("clients", {}))
+        known = {
+            client: SharedTensors(select(last, entry["names"]), bound[entry["architecture"]])
+            for client, entry in members.items()
+        }
+        for update in accepted:
+            names = list(update.shared.common.layout.names)
+            members[update.client_id] = {"architecture": update.architecture, "names": names}
+            known[update.client_id] = update.shared
+        clients = {client: members[client] for client in sorted(members)}
+        check_mixable(known, {client: entry["architecture"] for client, entry in clients.items()})
+        common = _renewed(last, accepted)
+        for architecture in sorted({update.architecture for update in accepted}):
+            group = [update for update in accepted if update.architecture == architecture]
+            bound[architecture] = weighted_mean(
+                [update.shared.same_architecture for update in group], [update.num_examples for update in group]
+            )
+        everywhere = set.intersection(*(set(entry["names"]) for entry in clients.values()))
+        examples = {update.client_id: update.num_examples for update in accepted}
+        row = torch.tensor([float(examples.get(client, 0)) for client in clients])
+        return Aggregation(
+            personalized={
+                client: Personalized(
+                    start=SharedTensors(select(common, entry["names"]), copied(bound[entry["architecture"]]))
+                )
+                for client, entry in clients.items()
+            },
+            newcomer=Personalized(start=SharedTensors(select(common, everywhere))),
+            state={
+                "rule": _RULE,
+                "common": dump_flat(common),
+                "architectures": {name: dump_flat(flat) for name, flat in bound.items()},
+                "clients": clients,
+            },
+            client_ids=tuple(clients),
+            weights=(row / row.sum()).repeat(len(clients), 1),
+            notes=tuple(notes),
+        )
+
+
+def _renewed(last: FlatTensors, updates: Sequence[ClientUpdate]) -> FlatTensors:
+    """The participants' mean, and the last mean of names that none of them holds."""
+    mean = weighted_mean([update.shared.common for update in updates], [update.num_examples for update in updates])
+    return FlatTensors.pack({**last.unpack(), **mean.unpack()})

@@ -1,0 +1,54 @@
+"""`LocalOnly`: nobody receives anything; what every federated method has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+from lightning_pfl.aggregation.base import Aggregator
+from lightning_pfl.aggregation.guard import UpdateGuard
+from lightning_pfl.aggregation.memory import require_rule
+from lightning_pfl.types import Aggregation, ClientUpdate, Personalized
+
+__all__ = ["LocalOnly"]
+
+_RULE = "local-only"
+
+
+@final
+class LocalOnly(Aggregator):
+    """Each client trains its one adapter at full scale on its own data, without a global branch.
+
+    Args:
+        guard: what an update must satisfy to count; a diverged client is worth an error here too.
+
+    Example:
+        >>> LocalOnly().uses_global_branch
+        False
+    """
+
+    def __init__(self, *, guard: UpdateGuard | None = None) -> None:
+        self.guard = guard or UpdateGuard()
+
+    @property
+    def uses_global_branch(self) -> bool:
+        """False: half of the scale would be lost to a branch that stays empty."""
+        return False
+
+    @property
+    def needs_sketches(self) -> bool:
+        """False."""
+        return False
+
+    def aggregate(self, updates: Sequence[ClientUpdate], state: Mapping[str, Any]) -> Aggregation:
+        """Send nothing to anybody."""
+        require_rule(state, _RULE)
+        accepted, notes = self.guard.accept(updates)
+        clients = sorted({*state.get("clients", ()), *(update.client_id for update in accepted)})
+        return Aggregation(
+            personalized={client: Personalized() for client in clients},
+            newcomer=Personalized(),
+            state={"rule": _RULE, "clients": clients},
+            client_ids=tuple(clients),
+            notes=tuple(notes),
+        )
