@@ -1,0 +1,6 @@
+"""Places where clients' turns run: this process, or Ray actors on one machine or many."""
+
+from lightning_pfl.federation.pools.base import ClientPool
+from lightning_pfl.federation.pools.local import LocalPool
+
+__all__ = ["ClientPool", "LocalPool"]
