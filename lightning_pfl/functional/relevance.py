@@ -182,9 +182,9 @@ class Softmax(WeightPolicy):
     def rows(self, peers: Peers) -> Tensor:
         """Softmax over each row's candidates."""
         allowed = peers.candidates(include_self=self.include_self)
-        logits = self._scores(peers, allowed) / self.temperature
-        highest = logits.masked_fill(~allowed, -torch.inf).amax(dim=1, keepdim=True).nan_to_num(neginf=0.0)
-        return _normalized((logits - highest).exp() * allowed)
+        logits = (self._scores(peers, allowed) / self.temperature).masked_fill(~allowed, -torch.inf)
+        highest = logits.amax(dim=1, keepdim=True).nan_to_num(neginf=0.0)  # a row without candidates has no highest
+        return _normalized((logits - highest).exp())
 
     def _scores(self, peers: Peers, allowed: Tensor) -> Tensor:
         """z, zero on average over a row's candidates and zero where a sketch is missing; float64 ``[N, N]``."""

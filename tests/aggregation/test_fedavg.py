@@ -1,0 +1,44 @@
+"""Promises of `lightning_pfl.aggregation.fedavg`."""
+
+import torch
+
+from lightning_pfl.aggregation import FedAvg
+from lightning_pfl.types import ClientUpdate, FlatTensors, SharedTensors
+
+
+def update(client, value, number, round=0, architecture="one", name="P"):
+    tensors = SharedTensors(
+        FlatTensors.pack({name: torch.tensor([value])}), FlatTensors.pack({"A": torch.tensor([10 * value])})
+    )
+    return ClientUpdate(client, round, number, architecture, tensors)
+
+
+def start(result, client):
+    part = result.personalized[client].start
+    return part.common.vector.item(), part.same_architecture.vector.item()
+
+
+def test_means_are_weighted_by_examples_within_the_architecture_for_bound_tensors():
+    """P over all: (0*1 + 4*3 + 8*4) / 8 = 5.5; A over a and b: (0 + 40*3) / 4 = 30, c alone: 80."""
+    result = FedAvg().aggregate([update("a", 0.0, 1), update("b", 4.0, 3), update("c", 8.0, 4, architecture="two")], {})
+
+    assert start(result, "a") == start(result, "b") == (5.5, 30.0)
+    assert start(result, "c") == (5.5, 80.0)
+    assert result.weights.tolist() == [[0.125, 0.375, 0.5]] * 3
+
+
+def test_only_the_rounds_participants_are_averaged_and_everybody_receives_it():
+    """McMahan's rule: a client that sat out does not vote, but starts from the new mean next time."""
+    first = FedAvg().aggregate([update("a", 0.0, 1), update("b", 4.0, 1)], {})
+    second = FedAvg().aggregate([update("a", 7.0, 1, round=1)], first.state)
+
+    assert start(second, "b") == (7.0, 70.0)
+    assert second.weights.tolist() == [[1.0, 0.0], [1.0, 0.0]]
+
+
+def test_what_no_participant_holds_keeps_its_last_mean():
+    """Round 1 has only a, of another architecture and without b's `Q`: b's tensors stay."""
+    first = FedAvg().aggregate([update("a", 1.0, 1), update("b", 4.0, 1, architecture="two", name="Q")], {})
+    second = FedAvg().aggregate([update("a", 7.0, 1, round=1)], first.state)
+
+    assert start(second, "b") == (4.0, 40.0)
