@@ -1,0 +1,56 @@
+"""Co-LoRA as a PEFT tuner: where adapters go, what a layer computes, and what clients exchange of it.
+
+Start at `inject` (any module, in place) or at `CoLoraConfig` (with PEFT's own functions). Importing this package
+registers the method with PEFT.
+"""
+
+from lightning_pfl.adapters.config import CoLoraConfig
+from lightning_pfl.adapters.export import export_adapter
+from lightning_pfl.adapters.gates import Additive, Combine, Convex, GatePolicy, InputGate, StaticGate
+from lightning_pfl.adapters.injection import InjectionReport, add_global_branch, config_of, inject
+from lightning_pfl.adapters.layer import CoLoraLayer, CoLoraLinear
+from lightning_pfl.adapters.model import CoLoraModel
+from lightning_pfl.adapters.placement import Address, Placement, place
+from lightning_pfl.adapters.roles import DEFAULT_ROLES
+from lightning_pfl.adapters.tensors import (
+    AdapterParameters,
+    adapter_parameters,
+    adapter_state,
+    architecture_of,
+    bases_of,
+    load_global,
+    load_local,
+    set_bases,
+    shared_tensors,
+)
+
+__all__ = [
+    "DEFAULT_ROLES",
+    "AdapterParameters",
+    "Additive",
+    "Address",
+    "CoLoraConfig",
+    "CoLoraLayer",
+    "CoLoraLinear",
+    "CoLoraModel",
+    "Combine",
+    "Convex",
+    "GatePolicy",
+    "InjectionReport",
+    "InputGate",
+    "Placement",
+    "StaticGate",
+    "adapter_parameters",
+    "adapter_state",
+    "add_global_branch",
+    "architecture_of",
+    "bases_of",
+    "config_of",
+    "export_adapter",
+    "inject",
+    "load_global",
+    "load_local",
+    "place",
+    "set_bases",
+    "shared_tensors",
+]

@@ -1,0 +1,93 @@
+"""Every private name of PEFT, torch and transformers that the adapters rely on, and why.
+
+Read in peft 0.21.2 (``peft>=0.21,<0.23``), transformers 5.23 and torch 2.13. A release that moves one of these breaks
+here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule, check_adapters_to_merge
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+__all__ = [
+    "CONFIG_NAME",
+    "SAFETENSORS_WEIGHTS_NAME",
+    "BaseTuner",
+    "BaseTunerLayer",
+    "Conv1D",
+    "ExcludedModule",
+    "FloatBuffers",
+    "FloatParameters",
+    "PeftKey",
+    "check_adapters_to_merge",
+    "register",
+]
+
+ExcludedModule = _ExcludedModule  # what PEFT expects from `_check_target_module_exists` for an excluded module
+
+
+class PeftKey(str):
+    """The name of a PEFT method as PEFT's tables want it: a string that also answers `.value` and `.name`.
+
+    PEFT's own keys are members of an enum of strings, which cannot be extended from outside; in a dictionary a member
+    and its name are the same key.
+    """
+
+    @property
+    def value(self) -> str:
+        """The plain string."""
+        return str(self)
+
+    @property
+    def name(self) -> str:
+        """The plain string."""
+        return str(self)
+
+    __slots__ = ()
+
+
+def register(key: PeftKey, config: type[PeftConfig], tuner: type[BaseTuner], prefix: str) -> None:
+    """Make PEFT find a method by its key; doing it twice changes nothing."""
+    PEFT_TYPE_TO_CONFIG_MAPPING[key] = config
+    PEFT_TYPE_TO_TUNER_MAPPING[key] = tuner
+    PEFT_TYPE_TO_PREFIX_MAPPING[key] = prefix
+
+
+def _at_least_float32(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Let a cast or a move through, but a cast below float32 only as far as float32."""
+
+    def apply(tensor: Tensor) -> Tensor:
+        out = function(tensor)
+        if not (tensor.is_floating_point() and out.is_floating_point()):
+            return out
+        if torch.finfo(out.dtype).bits < 32 <= torch.finfo(tensor.dtype).bits:
+            return tensor.to(out.device, torch.float32)
+        return out
+
+    return apply
+
+
+class FloatParameters(nn.ParameterDict):
+    """Parameters by adapter name that stay float32 when the model around them is cast to 16 bits."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        return super()._apply(_at_least_float32(fn), recurse)
+
+
+class FloatBuffers(BufferDict):
+    """Persistent buffers by adapter name that stay float32 when the model around them is cast to 16 bits."""
+
+    def __init__(self) -> None:
+        super().__init__(persistent=True)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        return super()._apply(_at_least_float32(fn), recurse)
