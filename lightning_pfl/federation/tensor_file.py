@@ -22,7 +22,7 @@ from typing import final
 
 from filelock import FileLock, Timeout
 
-__all__ = ["TensorFile", "TensorFileRef"]
+__all__ = ["TensorFile", "TensorFileRef", "hold", "sweep"]
 
 _LOG = logging.getLogger(__name__)
 _PREFIX = "lightning-pfl-"
@@ -89,16 +89,15 @@ class TensorFile:
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         parent = Path(folder) if folder is not None else Path(tempfile.gettempdir())
         parent.mkdir(parents=True, exist_ok=True)
-        _sweep(parent)
+        sweep(parent)
         self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-        self._lock = FileLock(self._folder / "lock")
-        self._lock.acquire()  # held until the process ends, however it ends: what an unlocked folder holds is garbage
+        lock = hold(self._folder)
         self.path = self._folder / _NAME
         self._file = open(self.path, "wb")  # noqa: SIM115 - closed in `close`
         self._nbytes = 0
         self._starts: dict[bytes, list[int]] = {}
         self._digest = hashlib.sha256()
-        self._remove = weakref.finalize(self, _remove, self._folder, self._lock, os.getpid())
+        self._remove = weakref.finalize(self, _remove, self._folder, lock, os.getpid())
 
     @property
     def nbytes(self) -> int:
@@ -155,19 +154,30 @@ class TensorFile:
         self.close()
 
 
-def _remove(folder: Path, lock: FileLock, owner: int) -> None:
+def sweep(parent: Path) -> None:
+    """Remove what runs left in a folder that were killed: their files are there, but nobody holds the lock."""
+    for folder in parent.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError, Timeout):  # another user's, or in use
+            if (folder / _NAME).is_file():
+                with FileLock(folder / "lock", timeout=0):
+                    shutil.rmtree(folder, ignore_errors=True)
+                    _LOG.info("Removed %s, left behind by a run that was killed.", folder)
+
+
+def hold(folder: Path) -> FileLock | None:
+    """Keep a folder from being swept, as long as the result and this process live; None if somebody else does so."""
+    lock = FileLock(folder / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return None
+    return lock
+
+
+def _remove(folder: Path, lock: FileLock | None, owner: int) -> None:
     if os.getpid() != owner:  # a forked child that ends must not take its parent's file along
         return
     shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        lock.release(force=True)
-
-
-def _sweep(parent: Path) -> None:
-    """Remove what runs left behind that were killed: their folders are there, but nobody holds the lock."""
-    for folder in parent.glob(f"{_PREFIX}*"):
-        if not (folder / _NAME).is_file():
-            continue
-        with contextlib.suppress(OSError, Timeout), FileLock(folder / "lock", timeout=0):
-            shutil.rmtree(folder, ignore_errors=True)
-            _LOG.info("Removed %s, left behind by a run that was killed.", folder)
+    if lock is not None:
+        with contextlib.suppress(OSError):
+            lock.release(force=True)

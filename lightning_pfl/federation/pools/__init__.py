@@ -2,5 +2,6 @@
 
 from lightning_pfl.federation.pools.base import ClientPool
 from lightning_pfl.federation.pools.local import LocalPool
+from lightning_pfl.federation.pools.ray import RayPool
 
-__all__ = ["ClientPool", "LocalPool"]
+__all__ = ["ClientPool", "LocalPool", "RayPool"]

@@ -1,0 +1,129 @@
+"""How many workers of which size fit on which node. Pure bookkeeping: nothing here starts anything.
+
+Start at `Placement`. A worker is as big as what its clients ask for (`Demand`), and clients that ask for the same
+share workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from lightning_pfl.federation.client import Client
+
+__all__ = ["Demand", "Placement", "check_fit"]
+
+_SLACK = 1e-6  # fractions of a GPU add up to a whole one only nearly
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one turn takes from a node.
+
+    Attributes:
+        num_cpus: CPUs.
+        num_gpus: GPUs, fractions allowed.
+        resources: further resources, sorted by name.
+
+    Example:
+        >>> Demand.of(Client("ward-3", num_gpus=0.25)).amounts
+        {'CPU': 1, 'GPU': 0.25}
+    """
+
+    num_cpus: float
+    num_gpus: float
+    resources: tuple[tuple[str, float], ...] = ()
+
+    @staticmethod
+    def of(client: Client) -> Demand:
+        """What a client asks for."""
+        return Demand(client.num_cpus, client.num_gpus, tuple(sorted(client.resources.items())))
+
+    @property
+    def amounts(self) -> dict[str, float]:
+        """Per resource, by the names that clusters use, how much; without zeros."""
+        amounts = {"CPU": self.num_cpus, "GPU": self.num_gpus, **dict(self.resources)}
+        return {name: amount for name, amount in amounts.items() if amount > 0}
+
+
+def check_fit(clients: Sequence[Client], nodes: Mapping[str, Mapping[str, float]]) -> None:
+    """Check that every client fits on some node as a whole.
+
+    Args:
+        clients: with what they ask for.
+        nodes: per node, by resource, what it has in total.
+
+    Raises:
+        ValueError: a client asks for more than any node has.
+
+    Example:
+        >>> check_fit([Client("ward-3", num_gpus=2)], {"node": {"CPU": 8.0, "GPU": 1.0}})
+        Traceback (most recent call last):
+        ...
+        ValueError: Client `ward-3` asks for GPU=2, but the most that a node has is GPU=1 (1 node). ...
+    """
+    for client in clients:
+        demand = Demand.of(client).amounts
+        if any(_fits(demand, free) for free in nodes.values()):
+            continue
+        most = {name: max((free.get(name, 0.0) for free in nodes.values()), default=0.0) for name in demand}
+        short = {name: amount for name, amount in demand.items() if amount > most[name] + _SLACK} or demand
+        asked = ", ".join(f"{name}={amount:g}" for name, amount in short.items())
+        has = ", ".join(f"{name}={most[name]:g}" for name in short)
+        together = "" if short is not demand else ", and no node has all of it together"
+        count = f"{len(nodes)} node{'' if len(nodes) == 1 else 's'}"
+        raise ValueError(
+            f"Client `{client.id}` asks for {asked}, but the most that a node has is {has} ({count}){together}. Ask "
+            "for less in `Client(num_cpus=, num_gpus=, resources=)`, or connect to a larger cluster with "
+            "`RayPool(address=...)`."
+        )
+
+
+@final
+class Placement:
+    """Keeps account of what is free on each node.
+
+    Args:
+        nodes: per node, by resource, what it has in total.
+        limit: how many workers there may be at once; None: as many as fit.
+
+    Example:
+        >>> placement = Placement({"node": {"CPU": 2.0}}, limit=None)
+        >>> one = Demand(1, 0)
+        >>> placement.take(one), placement.take(one), placement.take(one)
+        ('node', 'node', None)
+        >>> placement.give_back("node", one)
+        >>> placement.take(one)
+        'node'
+    """
+
+    def __init__(self, nodes: Mapping[str, Mapping[str, float]], *, limit: int | None) -> None:
+        self._free = {node: dict(amounts) for node, amounts in nodes.items()}
+        self._places = limit
+
+    def take(self, demand: Demand) -> str | None:
+        """Reserve room for one worker on the emptiest node that has it; None when there is none."""
+        if self._places == 0:
+            return None
+        amounts = demand.amounts
+        fitting = [node for node, free in self._free.items() if _fits(amounts, free)]
+        if not fitting:
+            return None
+        node = max(fitting, key=lambda node: self._free[node].get("CPU", 0.0))
+        for name, amount in amounts.items():
+            self._free[node][name] -= amount
+        if self._places is not None:
+            self._places -= 1
+        return node
+
+    def give_back(self, node: str, demand: Demand) -> None:
+        """Free what `take` reserved."""
+        for name, amount in demand.amounts.items():
+            self._free[node][name] += amount
+        if self._places is not None:
+            self._places += 1
+
+
+def _fits(amounts: Mapping[str, float], free: Mapping[str, float]) -> bool:
+    return all(amount <= free.get(name, 0.0) + _SLACK for name, amount in amounts.items())

@@ -1,0 +1,384 @@
+"""Ray actors that run clients' turns: the only file that imports ray.
+
+Start at `RayPool`. It keeps the promise of `ClientPool` (same jobs in, same results out, bit for bit on CPU, as
+`LocalPool`) and decides only *where* the work runs. Fewer actors than clients is the normal case: an actor takes the
+next job when it is free. What an actor does with a job is in `worker`, how many of them fit is in `placement`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import signal
+import sys
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from lightning_pfl.errors import FederationError
+from lightning_pfl.federation.client import Client
+from lightning_pfl.federation.jobs import Failure, Job, JobResult
+from lightning_pfl.federation.pickling import dump, load
+from lightning_pfl.federation.pools.base import ClientPool
+from lightning_pfl.federation.pools.isolation import ProcessSettings
+from lightning_pfl.federation.pools.placement import Demand, Placement, check_fit
+from lightning_pfl.federation.pools.worker import Outcome, WorkerSetup, machine
+from lightning_pfl.federation.snapshot import Snapshot
+from lightning_pfl.federation.tensor_file import TensorFileRef
+
+__all__ = ["RayPool"]
+
+_LOG = logging.getLogger(__name__)
+_PIECE = 64 * 2**20  # bytes of a tensor file that travel to another machine in one object
+_PATIENCE = 30.0  # seconds without news before the log says what is waited for
+
+
+@dataclass(eq=False)
+class _Slot:
+    """One actor and what it is doing: `answer` is what will come, `job` what it is about (None while it warms up)."""
+
+    actor: Any
+    demand: Demand
+    node: str
+    answer: Any = None
+    job: Job | None = None
+
+
+@final
+class RayPool(ClientPool):
+    """Runs turns in Ray actors, on this machine or on a cluster.
+
+    Each actor is as big as what its clients ask for, and clients that ask for the same share actors. A backbone is in
+    memory once per machine. An actor that dies is replaced and its job run again, with the same result.
+
+    Ray is connected to when the pool starts, unless the program did so already; then it is left running at the end,
+    too. Initialise Ray yourself when several ``trainer.fit`` and ``trainer.test`` follow each other: it saves its
+    start (5 to 10 seconds) each time.
+
+    Args:
+        address: of a cluster. None: the one in the environment variable ``RAY_ADDRESS``, else one that ``ray start``
+            started on this machine, else Ray is started here. "local" always starts one here.
+        num_actors: at most so many at once. None: as many as fit, but not more than clients.
+        max_retries: how often a job is run again whose actor died, before the client counts as failed.
+        log_to_driver: whether what clients print appears here. Ray's own log files have it in any case.
+        init: further arguments of ``ray.init``, where this pool calls it. Ray's dashboard and usage reports are off
+            unless this or Ray's own environment variables turn them on.
+
+    Raises:
+        ValueError: `num_actors` or `max_retries` out of range.
+
+    Example:
+        >>> pool = RayPool(num_actors=2)
+        >>> pool.close()  # nothing was started
+    """
+
+    def __init__(
+        self,
+        *,
+        address: str | None = None,
+        num_actors: int | None = None,
+        max_retries: int = 2,
+        log_to_driver: bool = False,
+        init: Mapping[str, Any] | None = None,
+    ) -> None:
+        if num_actors is not None and num_actors < 1:
+            raise ValueError(f"`num_actors` must be at least 1, but is {num_actors}.")
+        if max_retries < 0:
+            raise ValueError(f"`max_retries` must not be negative, but is {max_retries}.")
+        self._num_actors = num_actors
+        self._max_retries = max_retries
+        self._init = {"include_dashboard": False, "logging_level": logging.WARNING} | dict(init or {})
+        self._init |= {"address": address, "log_to_driver": log_to_driver}
+        self._owns_ray = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._slots: list[_Slot] = []
+        self._demands: dict[str, Demand] = {}
+        self._files: dict[str, TensorFileRef] = {}
+        self._pieces: dict[str, list[Any]] = {}
+        self._copies: set[str] = set()  # nodes that may hold copies of files
+        self._snapshots: dict[str, Any] = {}
+        self._placement = Placement({}, limit=None)
+        self._failed_starts = 0
+        self._setup: dict[str, Any] = {}
+
+    # -- start and end ------------------------------------------------------------------------------------------------
+
+    def start(self, clients: Sequence[Client], snapshots: Mapping[str, Snapshot]) -> None:
+        """Connect to Ray, check that each client fits, and let actors warm up. See `ClientPool.start`."""
+        import ray
+
+        self.close()
+        try:
+            if not ray.is_initialized():
+                self._owns_ray = True  # before it is done, as it may be interrupted
+                _connect(self._init)
+            self._prepare(clients, snapshots)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, clients: Sequence[Client], snapshots: Mapping[str, Snapshot]) -> None:
+        import ray
+
+        nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+        check_fit(clients, nodes)
+        self._placement = Placement(nodes, limit=self._num_actors)
+        self._demands = {client.id: Demand.of(client) for client in clients}
+        files = [snapshot.file for snapshot in snapshots.values() if snapshot.file is not None]
+        self._files = {file.path: file for file in sorted(files, key=lambda file: file.nbytes)}  # per path the longest
+        self._snapshots = {name: ray.put(snapshot) for name, snapshot in snapshots.items()}
+        self._setup = {
+            "settings": ProcessSettings.capture(),
+            "folder": os.getcwd(),
+            "machine": machine(),
+            "run": uuid.uuid4().hex[:12],
+        }
+        self._start_actors(num_cpus=sum(node.get("CPU", 0.0) for node in nodes.values()))
+
+    def close(self) -> None:
+        """Kill the actors; shut Ray down if this pool started it. See `ClientPool.close`."""
+        slots, copies = self._slots, self._copies
+        self._reset()
+        if not slots and not self._owns_ray:
+            return
+        import ray
+
+        try:
+            if copies and ray.is_initialized():
+                with contextlib.suppress(ray.exceptions.RayError):
+                    ray.get([slot.actor.forget.remote() for slot in slots if slot.node in copies], timeout=5)
+        finally:
+            for slot in slots:
+                _kill(slot.actor)
+            if self._owns_ray:
+                self._owns_ray = False
+                ray.shutdown()
+
+    # -- run ----------------------------------------------------------------------------------------------------------
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[JobResult]:
+        """Run the jobs, each on the next free actor of its size. See `ClientPool.run`."""
+        import ray
+
+        if jobs and not self._demands:
+            raise RuntimeError("This `RayPool` is not running: call `start` before `run`, and not `close` in between.")
+        waiting: dict[Demand, deque[Job]] = {}
+        for each in jobs:
+            waiting.setdefault(self._demands[each.assignment.client_id], deque()).append(each)
+        mine, tries, last_news = set(map(id, jobs)), Counter[int](), time.monotonic()
+        while mine:
+            self._assign(waiting)
+            answers = {slot.answer: slot for slot in self._slots if slot.answer is not None}
+            assert answers, "every client fits on some node, so somebody is at work or starting"
+            done, _ = ray.wait(list(answers), num_returns=1, timeout=_PATIENCE)
+            if not done:
+                self._say_what_is_waited_for(time.monotonic() - last_news)
+                continue
+            last_news = time.monotonic()
+            slot = answers[done[0]]
+            job, slot.job, slot.answer = slot.job, None, None
+            result: JobResult | None = None
+            try:
+                outcome: Outcome = ray.get(done[0])
+            except ray.exceptions.RayTaskError as error:
+                if job is None:
+                    raise FederationError(f"An actor could not get ready. Its own traceback:\n{error}") from error
+                result = JobResult(job.assignment.client_id, failure=Failure(str(error)))
+            except ray.exceptions.RayError as error:
+                self._replace(slot, error)
+                if job is not None and id(job) in mine:
+                    tries[id(job)] += 1
+                    result = self._lost(job, tries[id(job)], error)
+                    if result is None:
+                        waiting[slot.demand].appendleft(job)
+            else:
+                result = self._take(outcome, slot, job)
+                if result is None and job is not None and id(job) in mine:
+                    waiting[slot.demand].appendleft(job)
+            if result is not None and job is not None and id(job) in mine:
+                mine.discard(id(job))
+                self._assign(waiting)  # before the caller gets to work on this result
+                yield result
+
+    def _take(self, outcome: Outcome, slot: _Slot, job: Job | None) -> JobResult | None:
+        """Read an actor's answer; None if it has no result."""
+        if outcome.missing is not None:
+            slot.answer = self._send(self._files[outcome.missing.path], slot)
+        elif job is None:
+            self._failed_starts = 0
+            ready = sum(other.answer is None or other.job is not None for other in self._slots)
+            _LOG.info("Ray: %d of %d actors ready.", ready, len(self._slots))
+        elif outcome.result is not None:
+            result: JobResult = load(outcome.result)
+            return result
+        return None
+
+    def _assign(self, waiting: Mapping[Demand, deque[Job]]) -> None:
+        """Give free actors the next job of their size; where a size has no actor at all, make room for one."""
+        for slot in self._slots:
+            if slot.answer is None and (queue := waiting.get(slot.demand)):
+                slot.job = queue.popleft()
+                job = slot.job
+                slot.answer = slot.actor.run.remote(dump(job), job.snapshot, job.seed, job.num_threads)
+        for demand, queue in waiting.items():
+            actors = sum(slot.demand == demand for slot in self._slots)
+            while actors < len(queue) and (demand.amounts or actors == 0):
+                idle = next((slot for slot in self._slots if slot.answer is None), None)
+                if self._start_actor(demand):
+                    actors += 1
+                elif actors == 0 and idle is not None:
+                    _LOG.warning("Ray: %s needs the room of %s, whose clients wait for it.", demand, idle.demand)
+                    self._drop(idle)
+                else:
+                    break  # of no use, or a busy one will be done some time
+
+    def _lost(self, job: Job, tries: int, error: Exception) -> JobResult | None:
+        """Say that the actor of a job died; the failure if that happened too often."""
+        client_id, reason = job.assignment.client_id, str(error).strip().splitlines()[0]
+        if tries <= self._max_retries:
+            _LOG.warning(
+                "The actor that ran client `%s` in round %d died (%s). Running the client again, try %d of %d.",
+                *(client_id, job.assignment.round, reason, tries + 1, self._max_retries + 1),
+            )
+            return None
+        trace = f"The actor that ran it died, {tries} times in a row. The last time: {error}"
+        return JobResult(client_id, failure=Failure(trace, lost=True))
+
+    # -- actors -------------------------------------------------------------------------------------------------------
+
+    def _start_actors(self, num_cpus: float) -> None:
+        """As many as fit and have something to do, in turn over the sizes."""
+        wanted = Counter(self._demands.values())
+        for demand in wanted:
+            if not demand.amounts:  # any number would fit
+                wanted[demand] = min(wanted[demand], max(1, int(num_cpus)))
+        growing = True
+        while growing:
+            growing = False
+            for demand in wanted:
+                if wanted[demand] and self._start_actor(demand):
+                    wanted[demand] -= 1
+                    growing = True
+        _LOG.info("Ray: warming up %d actors for %d clients.", len(self._slots), len(self._demands))
+
+    def _start_actor(self, demand: Demand) -> bool:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        node = self._placement.take(demand)
+        if node is None:
+            return False
+        setup = WorkerSetup(**self._setup, hide_gpus=demand.num_gpus == 0)
+        options = {
+            "num_cpus": demand.num_cpus,
+            "num_gpus": demand.num_gpus,
+            "resources": dict(demand.resources),
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True),
+            "max_restarts": 0,  # a fresh actor takes the job over, so that each try is counted and told
+        }
+        actor = ray.remote(_actor_class()).options(**options).remote(sys.path, pickle.dumps(setup), self._snapshots)
+        slot = _Slot(actor, demand, node)
+        slot.answer = actor.warm_up.remote(next(iter(self._snapshots), None))
+        self._slots.append(slot)
+        return True
+
+    def _replace(self, slot: _Slot, error: Exception) -> None:
+        """Start another actor for one that died."""
+        self._drop(slot)
+        self._failed_starts += 1
+        if self._failed_starts > 2 * self._max_retries + len(self._slots):
+            raise FederationError(
+                f"{self._failed_starts} actors died in a row without any getting ready. The last one: {error}\n"
+                "Ray's log files say more; too little memory for so many processes is a usual reason: set `num_actors`."
+            ) from error
+        self._start_actor(slot.demand)
+
+    def _drop(self, slot: _Slot) -> None:
+        self._slots.remove(slot)
+        self._placement.give_back(slot.node, slot.demand)
+        _kill(slot.actor)
+
+    def _send(self, file: TensorFileRef, slot: _Slot) -> Any:
+        """Send a tensor file to an actor on another machine; the pieces are shared by all machines."""
+        import ray
+
+        if file.path not in self._pieces:
+            _LOG.info("Ray: sending %.0f MiB of tensors to other machines.", file.nbytes / 2**20)
+            self._pieces[file.path] = []
+            with open(file.path, "rb") as stream:
+                for start in range(0, file.nbytes, _PIECE):
+                    self._pieces[file.path].append(ray.put(stream.read(min(_PIECE, file.nbytes - start))))
+        self._copies.add(slot.node)
+        return slot.actor.receive.remote(file, self._pieces[file.path])
+
+    def _say_what_is_waited_for(self, seconds: float) -> None:
+        import ray
+
+        busy = [slot.job.assignment.client_id for slot in self._slots if slot.job is not None]
+        starting = sum(slot.job is None and slot.answer is not None for slot in self._slots)
+        _LOG.info(
+            "Ray: no news for %.0f s; running: %s; actors starting: %d; free in the cluster: %s.",
+            *(seconds, ", ".join(busy) or "nothing", starting, ray.available_resources()),
+        )
+
+
+def _actor_class() -> type:
+    """The actor, defined here so that Ray ships it whole: it can start before this package can be imported."""
+
+    class FederatedClients:
+        def __init__(self, path: list[str], setup: bytes, snapshots: dict[str, Any]) -> None:
+            sys.path.extend(folder for folder in path if folder not in sys.path)
+            import ray
+
+            from lightning_pfl.federation.pools.worker import Worker
+
+            self._worker = Worker(pickle.loads(setup), lambda name: ray.get(snapshots[name]))
+
+        def warm_up(self, snapshot: str | None) -> Any:
+            return self._worker.warm_up(snapshot)
+
+        def receive(self, file: Any, pieces: list[Any]) -> Any:
+            import ray
+
+            return self._worker.receive(file, (ray.get(piece) for piece in pieces))
+
+        def run(self, job: Any, snapshot: str, seed: int, num_threads: int) -> Any:
+            return self._worker.run(job, snapshot, seed, num_threads)
+
+        def forget(self) -> None:
+            self._worker.forget()
+
+    return FederatedClients
+
+
+def _connect(arguments: Mapping[str, Any]) -> None:
+    import ray
+
+    _LOG.info("Ray: connecting (starting it takes some seconds).")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    quiet = "RAY_USAGE_STATS_ENABLED" not in os.environ
+    if quiet:
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    try:
+        ray.init(**arguments)
+    finally:
+        if quiet:
+            del os.environ["RAY_USAGE_STATS_ENABLED"]
+        for number, handler in handlers.items():  # ray.init replaces what the user or Lightning set for SIGTERM
+            if signal.getsignal(number) is not handler:
+                with contextlib.suppress(ValueError):  # not the main thread
+                    signal.signal(number, handler)
+
+
+def _kill(actor: Any) -> None:
+    import ray
+
+    with contextlib.suppress(Exception):
+        ray.kill(actor)

@@ -1,0 +1,199 @@
+"""The side of a pool that runs in another process: it keeps snapshots, and runs one turn at a time.
+
+Start at `Worker`. It knows no Ray: what it needs from afar it gets from functions that it is handed, so it can be
+tested in one process. The run's tensor file is used where it lies if that is this machine; else one worker per
+machine writes a copy, which goes away with the pool.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import platform
+import shutil
+import socket
+import tempfile
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, final
+
+import torch
+from filelock import FileLock
+
+from lightning_pfl.federation.jobs import Failure, JobResult
+from lightning_pfl.federation.pickling import Pickled, dump, explain, load
+from lightning_pfl.federation.pools.isolation import ProcessSettings
+from lightning_pfl.federation.snapshot import Snapshot
+from lightning_pfl.federation.tensor_file import TensorFileRef, hold, sweep
+
+__all__ = ["Outcome", "Worker", "WorkerSetup", "machine", "versions"]
+
+_SNAPSHOTS_KEPT = 8
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """What a worker is told when it starts.
+
+    Attributes:
+        settings: of the process that started the run.
+        folder: its working directory; used where it exists.
+        machine: where it runs, from `machine`.
+        run: names this run's copies of files apart from those of others.
+        hide_gpus: whether the clients of this worker asked for no GPU, and therefore see none.
+    """
+
+    settings: ProcessSettings
+    folder: str
+    machine: str
+    run: str
+    hide_gpus: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a worker answers.
+
+    Attributes:
+        status: "done"; or "missing": the file that `missing` names must be sent first.
+        result: a pickled `JobResult`; None unless a job was done.
+        missing: a file that is not on this machine.
+    """
+
+    status: Literal["done", "missing"]
+    result: Pickled | None = None
+    missing: TensorFileRef | None = None
+
+
+@final
+class Worker:
+    """Runs turns that are sent to it as bytes.
+
+    Args:
+        setup: what to know of the process that started the run.
+        fetch: gets a snapshot by its name.
+    """
+
+    def __init__(self, setup: WorkerSetup, fetch: Callable[[str], Snapshot]) -> None:
+        self._setup = setup
+        self._fetch = fetch
+        self._snapshots: OrderedDict[str, Snapshot] = OrderedDict()
+        self._copies: dict[str, str] = {}  # by the path where the file comes from
+        self._held: list[FileLock | None] = []  # to the end of the process
+        if setup.hide_gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        if setup.machine == machine():
+            with contextlib.suppress(OSError):
+                os.chdir(setup.folder)
+
+    def warm_up(self, snapshot: str | None) -> Outcome:
+        """Import what a first turn would wait for, and look for the tensor file of a snapshot."""
+        for module in ("lightning.pytorch", "torch._dynamo", "lightning_pfl.federation.turn"):
+            importlib.import_module(module)
+        if snapshot is None:
+            return Outcome("done")
+        found = self._snapshot(snapshot)
+        if isinstance(found, TensorFileRef):
+            return Outcome("missing", missing=found)
+        with contextlib.suppress(Exception), self._setup.settings.turn(seed=0, num_threads=1):
+            found.load()  # imports the user's modules; what goes wrong here is reported with the first job
+        return Outcome("done")
+
+    def receive(self, file: TensorFileRef, pieces: Iterable[bytes | memoryview]) -> Outcome:
+        """Write this machine's copy of a file, unless another worker of the run did so already.
+
+        Args:
+            file: as it is called where it comes from.
+            pieces: its bytes, in order; read only when they are needed.
+        """
+        folder = Path(tempfile.gettempdir()) / f"lightning-pfl-{self._setup.run}-{file.digest[:16]}"
+        sweep(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self._held.append(hold(folder))
+        path = folder / "tensors"
+        with FileLock(folder / "writing"):
+            if not _has(path, file.nbytes):
+                unfinished = folder / "unfinished"
+                with open(unfinished, "wb") as stream:
+                    stream.writelines(pieces)
+                os.replace(unfinished, path)
+        self._copies[file.path] = str(path)
+        return Outcome("done")
+
+    def run(self, job: Pickled, snapshot: str, seed: int, num_threads: int) -> Outcome:
+        """Run one turn; what goes wrong in it is part of the result.
+
+        Args:
+            job: a pickled `Job`.
+            snapshot: which one it starts from.
+            seed: of its client.
+            num_threads: torch threads of its client.
+        """
+        from lightning_pfl.federation.turn import run_job
+
+        found = self._snapshot(snapshot)
+        if isinstance(found, TensorFileRef):
+            return Outcome("missing", missing=found)
+        with self._setup.settings.turn(seed=seed, num_threads=num_threads):
+            result = run_job(found, load(job))
+        try:
+            return Outcome("done", dump(result))
+        except Exception:
+            reason = explain(result.predictions, "predictions") or explain(result, "result") or traceback.format_exc()
+            trace = f"What client `{result.client_id}` returned cannot be sent to the server: {reason}"
+            return Outcome("done", dump(JobResult(result.client_id, failure=Failure(trace))))
+
+    def forget(self) -> None:
+        """Remove this machine's copies of files."""
+        for path in self._copies.values():
+            shutil.rmtree(Path(path).parent, ignore_errors=True)
+        self._copies.clear()
+
+    def _snapshot(self, name: str) -> Snapshot | TensorFileRef:
+        """A snapshot whose tensor file lies on this machine; or the file that is not here."""
+        if name not in self._snapshots:
+            self._snapshots[name] = self._fetch(name)
+            if len(self._snapshots) > _SNAPSHOTS_KEPT:
+                self._snapshots.popitem(last=False)
+        self._snapshots.move_to_end(name)
+        snapshot = self._snapshots[name]
+        if (file := snapshot.file) is None:
+            return snapshot
+        if self._setup.machine == machine() and _has(Path(file.path), file.nbytes):
+            return snapshot
+        copy = self._copies.get(file.path)
+        if copy is not None and _has(Path(copy), file.nbytes):
+            return replace(snapshot, file=replace(file, path=copy))
+        return file
+
+
+def machine() -> str:
+    """Name the machine (and its boot) that this process runs on.
+
+    Example:
+        >>> machine() == machine()
+        True
+    """
+    with contextlib.suppress(OSError):
+        return f"{socket.gethostname()}/{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
+    return f"{socket.gethostname()}/{platform.platform()}"
+
+
+def versions() -> dict[str, str]:
+    """The versions that results depend on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": str(importlib.import_module("lightning").__version__),
+    }
+
+
+def _has(path: Path, nbytes: int) -> bool:
+    try:
+        return path.stat().st_size >= nbytes and os.access(path, os.R_OK)
+    except OSError:
+        return False
