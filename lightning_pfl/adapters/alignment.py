@@ -1,0 +1,375 @@
+r"""Bases under which one model's P and Q mean the same in models of other widths, depths and families.
+
+Start at `align`: models with Co-LoRA adapters and public data in, an `Alignment` out, which is saved once and given to
+every client (``CoLoRA(aligned=...)``). One model is the anchor and keeps its bases; each other model gets bases fitted
+to the anchor's, layer by layer with the same address, over positions that have read the same
+(`lightning_pfl.adapters.readings`). The arithmetic is `lightning_pfl.functional.alignment`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lightning_pfl.adapters.gathering import LayerSums, Loss, Site, causal_lm_loss, gather
+from lightning_pfl.adapters.injection import ADAPTER, adapted_layers, config_of
+from lightning_pfl.adapters.readings import Reading, TextReader
+from lightning_pfl.adapters.tensors import bases_of, set_bases
+from lightning_pfl.functional.alignment import choose_ridge, fit_A, fit_B_from_gradients, rotate_B_by_cca, unexplained
+
+__all__ = ["Alignment", "Bases", "CcaB", "FitB", "GradientB", "LayerFit", "align"]
+
+log = logging.getLogger(__name__)
+
+_VERSION = 1
+
+
+Bases = tuple[Tensor, Tensor]
+"""A ``[r, d_in]`` and B ``[d_out, r]`` of one layer, float32, as `set_bases` takes them."""
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """How well one layer of one model follows the anchor, on texts that the fit has not seen.
+
+    Attributes:
+        model: base identity of the model.
+        layer: address, ``tower/block/role``.
+        tokens: how many positions the fit saw.
+        missed_A: share of the anchor's z that the model's A x misses; 0 is perfect, 1 as good as zero.
+        missed_B: share of the anchor's B' g that the model's B' g misses.
+    """
+
+    model: str
+    layer: str
+    tokens: int
+    missed_A: float
+    missed_B: float
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """Bases of the Co-LoRA layers of several base models, in one coordinate system.
+
+    Attributes:
+        anchor: base identity of the model that the others are aligned to.
+        bases: per base identity and address.
+        report: one `LayerFit` per aligned layer.
+        unaligned: per base identity, addresses that the anchor does not have; they keep bases of their own, so that
+            their P and Q mean nothing to models of another base.
+
+    Example:
+        >>> import torch
+        >>> alignment = Alignment("tiny", {"tiny": {"main/0/q": (torch.eye(1, 2), torch.eye(3, 1))}}, (), {})
+        >>> [tensor.shape for tensor in alignment.bases["tiny"]["main/0/q"]]
+        [torch.Size([1, 2]), torch.Size([3, 1])]
+    """
+
+    anchor: str
+    bases: Mapping[str, Mapping[str, Bases]]
+    report: Sequence[LayerFit]
+    unaligned: Mapping[str, Sequence[str]]
+
+    def apply(self, module: nn.Module) -> None:
+        """Give a module with adapters the bases of its base model, in place.
+
+        Raises:
+            ValueError: a base model that this alignment does not cover, or other layers or ranks than it was made for.
+        """
+        base = config_of(module).base_identity
+        if base is None or base not in self.bases:
+            raise ValueError(
+                f"This alignment covers the base models {sorted(self.bases)}, but the {type(module).__name__} is a "
+                f"`{base}`. Run align() again with that model among the others, or leave `aligned` out."
+            )
+        known = {*self.bases[base], *self.unaligned.get(base, ())}
+        if others := sorted(set(bases_of(module)) - known):
+            raise ValueError(
+                f"The {type(module).__name__} has Co-LoRA layers that the alignment was not made for: {others[:4]}. "
+                f"It knows {sorted(known)[:4]}. Use the num_blocks, target_modules and roles that align() was run with."
+            )
+        set_bases(module, self.bases[base])
+
+    def save(self, path: str | Path) -> None:
+        """Write a folder with ``alignment.json`` (what it covers) and ``alignment.safetensors`` (the bases)."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            f"{base}|{layer}|{name}": tensor.contiguous()
+            for base, layers in self.bases.items()
+            for layer, (A, B) in layers.items()
+            for name, tensor in (("A", A), ("B", B))
+        }
+        save_file(tensors, folder / "alignment.safetensors")
+        about = {
+            "version": _VERSION,
+            "anchor": self.anchor,
+            "layers": {base: sorted(layers) for base, layers in self.bases.items()},
+            "unaligned": {base: list(layers) for base, layers in self.unaligned.items()},
+            "report": [asdict(fit) for fit in self.report],
+        }
+        (folder / "alignment.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(path: str | Path) -> Alignment:
+        """Read what `save` wrote; no code in the files is run.
+
+        Raises:
+            FileNotFoundError: no alignment in this folder.
+            ValueError: written by a newer version, or tensors that do not fit the description.
+        """
+        folder = Path(path)
+        about = json.loads((folder / "alignment.json").read_text(encoding="utf-8"))
+        if about["version"] != _VERSION:
+            raise ValueError(
+                f"`{folder}` holds an alignment of format {about['version']}, but this release reads {_VERSION}. Make "
+                "it again with align(), or install the release that wrote it."
+            )
+        tensors = load_file(folder / "alignment.safetensors")
+        names = {
+            f"{base}|{layer}|{name}" for base, layers in about["layers"].items() for layer in layers for name in "AB"
+        }
+        if names != set(tensors):
+            raise ValueError(
+                f"The two files in `{folder}` do not belong together: only one of them has "
+                f"{sorted(names ^ set(tensors))[:4]}. Copy both files of one alignment."
+            )
+        bases = {
+            base: {layer: (tensors[f"{base}|{layer}|A"], tensors[f"{base}|{layer}|B"]) for layer in layers}
+            for base, layers in about["layers"].items()
+        }
+        return Alignment(about["anchor"], bases, tuple(LayerFit(**fit) for fit in about["report"]), about["unaligned"])
+
+
+class FitB(ABC):
+    """A way to choose the student's B."""
+
+    @abstractmethod
+    def fit(self, sums: LayerSums, site: Site, A: Tensor) -> Tensor:
+        """Choose B of one layer.
+
+        Args:
+            sums: what the layer has in common with the anchor's.
+            site: the layer with the bases it had before.
+            A: its aligned A, ``[r, d_in]``.
+
+        Returns:
+            Shape ``[d_out, r]``.
+        """
+
+
+@final
+@dataclass(frozen=True)
+class GradientB(FitB):
+    """A step along a coordinate changes the student's loss as it changes the anchor's (`fit_B_from_gradients`)."""
+
+    def fit(self, sums: LayerSums, site: Site, A: Tensor) -> Tensor:
+        """Least squares on loss gradients, the ridge chosen on held-out ones."""
+        ridge = choose_ridge(sums.gradients, sums.held_out_gradients, centred=False)
+        return fit_B_from_gradients(sums.gradients, ridge=ridge)
+
+
+@final
+@dataclass(frozen=True)
+class CcaB(FitB):
+    """The paper's choice (`rotate_B_by_cca`); with A aligned it leaves B where it was.
+
+    Args:
+        gamma: added to the diagonals of the summed covariances.
+    """
+
+    gamma: float = 1e-4
+
+    def fit(self, sums: LayerSums, site: Site, A: Tensor) -> Tensor:
+        """Rotate the B that the student had."""
+        return rotate_B_by_cca(site.B, A, sums.inputs, gamma=self.gamma)
+
+
+def align(
+    models: Mapping[str, nn.Module],
+    data: Iterable[str] | Iterable[Mapping[str, Reading]],
+    *,
+    anchor: str,
+    tokenizers: Mapping[str, Any] | None = None,
+    B: FitB | None = None,
+    orthonormal_only: bool = False,
+    loss: Loss = causal_lm_loss,
+    held_out: int = 5,
+    max_bytes: int = 2**31,
+) -> Alignment:
+    """Fit the bases of several models to those of one of them.
+
+    Args:
+        models: per name, a model with Co-LoRA adapters (`inject`) of the same rank and number of blocks. They are left
+            as they are; to use the result, hand it to ``CoLoRA(aligned=...)`` or to `set_bases`.
+        data: public data: texts (then ``tokenizers`` must name one for each model), or records with a `Reading` for
+            each model. A few hundred texts do; each is read by all models.
+        anchor: name of the model whose bases stay, usually the smallest.
+        tokenizers: per name of a model, its tokenizer; for texts only.
+        B: how the students' B are chosen; None: `GradientB`.
+        orthonormal_only: replace each A by the nearest matrix with orthonormal rows, as in the paper.
+        loss: of a model and `Reading.inputs`: a scalar, summed (not averaged) over what the model predicts.
+        held_out: every how-manyth text is used to choose ridges and to measure, not to fit.
+        max_bytes: of sums held at once. Models that need more are read in several passes, for which ``data`` must be
+            something that can be iterated over again.
+
+    Returns:
+        The alignment, with the anchor's bases in it; its `report` says per layer what is missed on held-out texts.
+
+    Raises:
+        ValueError: a name without a model, ranks that differ, models without a common address, too little data, or
+            one-shot data where several passes are needed.
+        TypeError: texts without tokenizers.
+
+    Source:
+        arXiv:2506.11024, initial alignment. A is its loss in closed form; B by gradients is ours: the paper's CCA only
+        rotates B inside its random column space.
+    """
+    rule = B or GradientB()
+    if anchor not in models:
+        raise ValueError(f"`anchor` must name one of the models {sorted(models)}, but is `{anchor}`.")
+    if held_out < 2:
+        raise ValueError(f"`held_out` must be at least 2 (every how-manyth text is not fitted), but is {held_out}.")
+    sites = {name: _sites(model) for name, model in models.items()}
+    _check_ranks(sites, anchor)
+    base = _base_identities(models)
+    students = {name: (model, sites[name]) for name, model in models.items() if name != anchor}
+    shared = [layer for layer in sites[anchor] if any(layer in theirs for _, theirs in students.values())]
+    for name, (_, theirs) in students.items():
+        if not set(theirs) & set(sites[anchor]):
+            raise ValueError(
+                f"`{name}` has no layer in common with the anchor `{anchor}`: {sorted(theirs)[:4]} ... against "
+                f"{sorted(sites[anchor])[:4]} .... Adapt the same towers and roles in both (`blocks`, `roles`)."
+            )
+    bases = {
+        base[anchor]: {layer: (site.A.float().cpu(), site.B.float().cpu()) for layer, site in sites[anchor].items()}
+    }
+    bases |= {base[name]: {} for name in students}
+    report: list[LayerFit] = []
+    groups = list(_groups(shared, students, max_bytes))
+    if len(groups) > 1 and iter(data) is data:
+        raise ValueError(
+            f"The sums need {len(groups)} passes over the public data within max_bytes={max_bytes}, but `data` can be "
+            "iterated over once only. Pass a list or a dataset, or raise max_bytes."
+        )
+    for layers in groups:
+        records = _records(data, tokenizers, models)
+        sums = gather(
+            (anchor, models[anchor], sites[anchor]), students, records, loss=loss, layers=layers, held_out=held_out
+        )
+        for name, of_layers in sums.items():
+            for layer, found in of_layers.items():
+                fitted, fit = _fit(found, sites[name][layer], rule, orthonormal_only, base[name], layer)
+                bases[base[name]][layer] = fitted
+                report.append(fit)
+                log.info(
+                    "%s %s: A misses %.3f, B misses %.3f of the anchor's.", name, layer, fit.missed_A, fit.missed_B
+                )
+    unaligned = {base[name]: sorted(set(theirs) - set(sites[anchor])) for name, (_, theirs) in students.items()}
+    for name, layers in unaligned.items():
+        if layers:
+            log.warning("`%s` has layers that the anchor lacks; they keep bases of their own: %s.", name, layers)
+    return Alignment(base[anchor], bases, tuple(report), unaligned)
+
+
+def _fit(
+    sums: LayerSums, site: Site, rule: FitB, orthonormal_only: bool, base: str, layer: str
+) -> tuple[Bases, LayerFit]:
+    if sums.held_out_inputs.count < 2:
+        raise ValueError(
+            f"Too little public data for layer `{layer}`: no held-out text has a position that both models have read. "
+            "Give more texts, or check that both models read the same ones."
+        )
+    ridge = choose_ridge(sums.inputs, sums.held_out_inputs)
+    A = fit_A(sums.inputs, ridge=ridge, orthonormal_only=orthonormal_only).A
+    B = rule.fit(sums, site, A)
+    fit = LayerFit(
+        model=base,
+        layer=layer,
+        tokens=sums.inputs.count,
+        missed_A=unexplained(A, sums.held_out_inputs),
+        missed_B=unexplained(B.T, sums.held_out_gradients, centred=False),
+    )
+    return (A.float().cpu(), B.float().cpu()), fit
+
+
+def _records(
+    data: Iterable[str] | Iterable[Mapping[str, Reading]],
+    tokenizers: Mapping[str, Any] | None,
+    models: Mapping[str, nn.Module],
+) -> Iterator[Mapping[str, Reading]]:
+    for item in data:
+        if not isinstance(item, str):
+            yield item
+            continue
+        if missing := sorted(set(models) - set(tokenizers or {})):
+            raise TypeError(
+                f"Public data that is text needs a tokenizer for each model, but there is none for {missing}. Pass "
+                "tokenizers={name: tokenizer}, or give records of one Reading per model instead of texts."
+            )
+        assert tokenizers is not None
+        yield {name: TextReader(tokenizers[name])([item]) for name in models}
+
+
+def _groups(
+    layers: Sequence[str], students: Mapping[str, tuple[nn.Module, Mapping[str, Site]]], max_bytes: int
+) -> Iterator[list[str]]:
+    """Layers whose sums fit into memory together."""
+    group: list[str] = []
+    used = 0
+    for layer in layers:
+        sites = [sites[layer] for _, sites in students.values() if layer in sites]
+        size = sum(2 * 8 * (site.A.shape[1] ** 2 + site.B.shape[0] ** 2) for site in sites)
+        if group and used + size > max_bytes:
+            yield group
+            group, used = [], 0
+        group.append(layer)
+        used += size
+    if group:
+        yield group
+
+
+def _sites(model: nn.Module) -> dict[str, Site]:
+    bases = bases_of(model)
+    layers = {str(layer.colora_address[ADAPTER]): layer.base_layer for _, layer in adapted_layers(model)}
+    sites = {}
+    for address, (A, B) in bases.items():
+        base = layers[address]
+        assert isinstance(base, nn.Module), "an adapted layer holds the layer that it adapts"
+        sites[address] = Site(base, A, B)
+    return sites
+
+
+def _base_identities(models: Mapping[str, nn.Module]) -> dict[str, str]:
+    base: dict[str, str] = {}
+    for name, model in models.items():
+        identity = config_of(model).base_identity
+        assert identity is not None, "injection resolves the config"
+        if identity in base.values():
+            raise ValueError(
+                f"`{name}` and `{next(other for other in base if base[other] == identity)}` are the same base model "
+                f"(`{identity}`), for which there is one set of bases. Leave one out if they have the same weights; "
+                "else inject one of them with a `base_identity` of its own in its CoLoraConfig."
+            )
+        base[name] = identity
+    return base
+
+
+def _check_ranks(sites: Mapping[str, Mapping[str, Site]], anchor: str) -> None:
+    rank = next(iter(sites[anchor].values())).A.shape[0]
+    for name, theirs in sites.items():
+        for layer, site in theirs.items():
+            if site.A.shape[0] != rank:
+                raise ValueError(
+                    f"All models must have one rank, but `{anchor}` has {rank} and `{name}` has {site.A.shape[0]} in "
+                    f"`{layer}`. Give all of them the same `rank`."
+                )
