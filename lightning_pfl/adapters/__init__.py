@@ -11,6 +11,7 @@ from lightning_pfl.adapters.injection import InjectionReport, add_global_branch,
 from lightning_pfl.adapters.layer import CoLoraLayer, CoLoraLinear
 from lightning_pfl.adapters.model import CoLoraModel
 from lightning_pfl.adapters.placement import Address, Placement, place
+from lightning_pfl.adapters.prompts import prompt_positions
 from lightning_pfl.adapters.roles import DEFAULT_ROLES
 from lightning_pfl.adapters.tensors import (
     AdapterParameters,
@@ -51,6 +52,7 @@ __all__ = [
     "load_global",
     "load_local",
     "place",
+    "prompt_positions",
     "set_bases",
     "shared_tensors",
 ]

@@ -29,7 +29,10 @@ __all__ = [
     "FloatParameters",
     "PeftKey",
     "check_adapters_to_merge",
+    "in_backward",
     "register",
+    "remember_in",
+    "remembered_in",
 ]
 
 ExcludedModule = _ExcludedModule  # what PEFT expects from `_check_target_module_exists` for an excluded module
@@ -91,3 +94,56 @@ class FloatBuffers(BufferDict):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         return super()._apply(_at_least_float32(fn), recurse)
+
+
+def in_backward() -> bool:
+    """Whether a backward is under way in this thread: a layer that is called then is being recomputed."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def remember_in(cache_object: Any, memory: dict[Any, Tensor]) -> None:
+    """Keep tensors of one row per sample with a key-value cache of transformers, and in step with its rows.
+
+    The cache gets a subclass of its own class, not closures in place of its methods, so that a deep copy of it (the
+    usual way to reuse a prompt) follows its own reorderings.
+    """
+    if remembered_in(cache_object) is None:
+        kind = type(cache_object)
+        if kind not in _REMEMBERING:
+            _REMEMBERING[kind] = _remembering(kind)
+        cache_object.__class__ = _REMEMBERING[kind]
+    cache_object.colora_memory = memory
+
+
+def remembered_in(cache_object: Any) -> dict[Any, Tensor] | None:
+    """What `remember_in` put there, None if nothing."""
+    return getattr(cache_object, "colora_memory", None)
+
+
+_REMEMBERING: dict[type[Any], type[Any]] = {}
+
+
+def _remembering(kind: type[Any]) -> type[Any]:
+    """A cache class that also reorders, repeats and selects the rows of what it remembers."""
+
+    class Remembering(kind):
+        colora_memory: dict[Any, Tensor]
+
+        def _renew(self, rows: Callable[[Tensor], Tensor]) -> None:
+            self.colora_memory = {key: rows(tensor) for key, tensor in self.colora_memory.items()}
+
+        def reorder_cache(self, beam_idx: Tensor) -> None:
+            super().reorder_cache(beam_idx)
+            self._renew(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
+
+        def batch_repeat_interleave(self, repeats: int) -> None:
+            super().batch_repeat_interleave(repeats)
+            self._renew(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+        def batch_select_indices(self, indices: Tensor) -> None:
+            super().batch_select_indices(indices)
+            self._renew(lambda tensor: tensor[indices.to(tensor.device)])
+
+    Remembering.__name__ = kind.__name__
+    Remembering.__qualname__ = kind.__qualname__
+    return Remembering

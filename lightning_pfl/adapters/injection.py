@@ -17,6 +17,7 @@ from lightning_pfl.adapters.config import CoLoraConfig
 from lightning_pfl.adapters.layer import CoLoraLayer, CoLoraLinear
 from lightning_pfl.adapters.model import CoLoraModel
 from lightning_pfl.adapters.placement import Address
+from lightning_pfl.adapters.prompts import connect
 
 __all__ = ["ADAPTER", "InjectionReport", "adapted_layers", "add_global_branch", "config_of", "inject"]
 
@@ -116,7 +117,10 @@ def add_global_branch(module: nn.Module) -> None:
     Raises:
         ValueError: the module holds no Co-LoRA adapters.
     """
-    config_of(module).global_branch = True
+    config = config_of(module)
+    if config.gate.reads_input:
+        connect(module)
+    config.global_branch = True
     for _, layer in adapted_layers(module):
         layer.add_global_branch(ADAPTER)
 

@@ -16,6 +16,7 @@ from lightning_pfl.adapters._compat import BaseTuner, ExcludedModule, register
 from lightning_pfl.adapters.config import KEY, CoLoraConfig
 from lightning_pfl.adapters.layer import CoLoraLayer, CoLoraLinear
 from lightning_pfl.adapters.placement import Placement, matches
+from lightning_pfl.adapters.prompts import connect
 
 __all__ = ["CoLoraModel"]
 
@@ -49,6 +50,8 @@ class CoLoraModel(BaseTuner):
         self.peft_config[adapter_name] = config
         self.placement: Placement = placement
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        if config.global_branch and config.gate.reads_input:
+            connect(model)
 
     def _prepare_adapter_config(self, peft_config: CoLoraConfig, model_config: dict[str, Any]) -> CoLoraConfig:
         return peft_config
