@@ -1,0 +1,53 @@
+"""Reader of Qt's binary resource files (`.rcc`), in which GCompris keeps its pictures; Qt is not needed.
+
+Source: the format as Qt's `rcc` writes it: a header ("qres", version, then offsets of tree, data and names, big
+endian), a tree of 14-byte nodes (22 from version 2 on, which adds a time stamp), names in UTF-16, data with a length
+before it.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+_FOLDER, _ZLIB = 2, 1
+
+
+def read_rcc(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield (path inside the archive, content) for every file, in the archive's order.
+
+    Raises:
+        ValueError: not an rcc file, or one packed in a way other than zlib.
+    """
+    blob = path.read_bytes()
+    if blob[:4] != b"qres":
+        raise ValueError(f"{path} must start with 'qres', as a Qt resource file does.")
+    version, tree, data, names = struct.unpack_from(">4I", blob, 4)
+    node_size = 22 if version >= 2 else 14
+
+    def name_at(offset: int) -> str:
+        (length,) = struct.unpack_from(">H", blob, names + offset)
+        start = names + offset + 6  # two bytes of length, four of hash
+        return blob[start : start + 2 * length].decode("utf-16-be")
+
+    def walk(index: int, prefix: str) -> Iterator[tuple[str, bytes]]:
+        node = tree + index * node_size
+        name_offset, flags = struct.unpack_from(">IH", blob, node)
+        here = prefix + name_at(name_offset) if index else ""
+        if flags & _FOLDER:
+            count, first = struct.unpack_from(">II", blob, node + 6)
+            for child in range(first, first + count):
+                yield from walk(child, here + "/" if here else "")
+            return
+        (offset,) = struct.unpack_from(">I", blob, node + 10)
+        (size,) = struct.unpack_from(">I", blob, data + offset)
+        content = blob[data + offset + 4 : data + offset + 4 + size]
+        if flags & _ZLIB:
+            content = zlib.decompress(content[4:])
+        elif flags & ~(_FOLDER | _ZLIB):
+            raise ValueError(f"{path}: {here} is packed in an unknown way (flags {flags}).")
+        yield here, content
+
+    yield from walk(0, "")
