@@ -1,0 +1,1 @@
+"""Clients, rounds and places: the engine. Start at `strategy.FederatedStrategy`."""

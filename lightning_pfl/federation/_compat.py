@@ -1,0 +1,194 @@
+"""Every private name of Lightning that federation leans on, read in lightning 2.6 (the bound in pyproject.toml).
+
+Nothing else in this package may touch a name of Lightning that starts with an underscore. Each function says what it
+replaces, so that a new release of Lightning can be checked against this one file.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.accelerators import Accelerator, CPUAccelerator, CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.core.optimizer import _MockOptimizer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
+from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.loop import _Loop
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies.launchers.launcher import _Launcher
+from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+
+__all__ = [
+    "DataFetcher",
+    "DataLoaderIterFetcher",
+    "FitLoop",
+    "Launcher",
+    "MockOptimizer",
+    "TrainingEpochLoop",
+    "equip",
+    "is_overridden",
+    "leave",
+    "loaders",
+    "metrics_to_carry",
+    "not_restarting",
+    "place",
+    "quiet",
+    "restore_metrics",
+    "set_restarting",
+    "skip_prepare_data",
+    "stripped",
+    "updated_metrics",
+]
+
+FitLoop = _FitLoop
+TrainingEpochLoop = _TrainingEpochLoop
+DataFetcher = _DataFetcher
+DataLoaderIterFetcher = _DataLoaderIterDataFetcher
+Launcher = _Launcher
+MockOptimizer = _MockOptimizer
+
+_CONNECTOR_METRICS = ("_callback_metrics", "_progress_bar_metrics", "_logged_metrics")
+
+
+def not_restarting(loop: _Loop) -> None:
+    """Tell a loop and its children that a restart is over, as ``on_iteration_done`` does after the first iteration."""
+    loop._restarting = False
+    loop._loaded_from_state_dict = False
+    loop._resuming_from_checkpoint = False
+    for child in vars(loop).values():
+        if isinstance(child, _Loop):
+            not_restarting(child)
+
+
+def set_restarting(loop: _Loop, restarting: bool) -> None:
+    """Set a loop's and its children's flag, without what `_FitLoop` makes of it."""
+    cast(Any, _Loop.restarting).fset(loop, restarting)
+
+
+def leave(trainer: L.Trainer) -> None:
+    """End a ``fit`` early without its ``on_train_end``, ``on_fit_end`` and ``teardown`` hooks, as a preempted job does."""
+    trainer._teardown()
+    trainer.training = False
+    trainer.state.status = TrainerStatus.FINISHED
+    trainer.state.stage = None
+
+
+def loaders(loop: _FitLoop) -> list[Any]:
+    """The training dataloaders, flattened; empty before they were asked for."""
+    return [] if loop._combined_loader is None else list(loop._combined_loader.flattened)
+
+
+def metrics_to_carry(trainer: L.Trainer) -> dict[str, dict[str, Tensor]]:
+    """What ``trainer.callback_metrics`` and its siblings hold; a plateau scheduler may read it an epoch later."""
+    connector = trainer._logger_connector
+    assert connector.callback_metrics is not None  # reading it folds the running results in
+    return {
+        name: {key: torch.as_tensor(value).detach().cpu().clone() for key, value in getattr(connector, name).items()}
+        for name in _CONNECTOR_METRICS
+    }
+
+
+def restore_metrics(trainer: L.Trainer, carried: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Put back what `metrics_to_carry` took."""
+    for name, metrics in carried.items():
+        getattr(trainer._logger_connector, name).update(metrics)
+
+
+def updated_metrics(trainer: L.Trainer, before: Mapping[str, Any]) -> dict[str, Any]:
+    """The callback metrics that are other objects than in ``before``: those logged since."""
+    return {key: value for key, value in trainer.callback_metrics.items() if before.get(key) is not value}
+
+
+def skip_prepare_data(trainer: L.Trainer) -> None:
+    """The driver has called ``prepare_data`` already; clients must not."""
+    cast(Any, trainer._data_connector).prepare_data = _do_nothing
+
+
+def _do_nothing() -> None:
+    """Picklable."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Lightning's INFO lines ("Restoring states from ...") of a client's turn out of the log, unless asked for."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        if logger.level == logging.INFO:
+            logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+def place(
+    accelerator: Accelerator | None, precision: Precision | None, devices: list[torch.device] | None
+) -> tuple[torch.device, Accelerator, Precision]:
+    """Where a client computes: on the Trainer's accelerator if this process has it, else on the CPU.
+
+    The precision plugin was built for the driver's device, so it is built anew when the device differs.
+    """
+    device = torch.device("cpu")
+    if isinstance(accelerator, CUDAAccelerator) and torch.cuda.is_available():
+        wanted = devices[0].index if devices and isinstance(devices[0], torch.device) else 0
+        device = torch.device("cuda", wanted if wanted is not None and wanted < torch.cuda.device_count() else 0)
+    elif isinstance(accelerator, MPSAccelerator) and torch.backends.mps.is_available():
+        device = torch.device("mps", 0)
+    if device.type == "cpu":
+        accelerator = CPUAccelerator()
+    assert accelerator is not None
+    precision = precision or Precision()
+    if isinstance(precision, MixedPrecision) and precision.device != device.type:
+        kind = "bf16-mixed" if device.type == "cpu" else precision.precision
+        precision = MixedPrecision(kind, device.type)  # type: ignore[arg-type]
+    return device, accelerator, precision
+
+
+@contextmanager
+def stripped(trainer: L.Trainer) -> Iterator[None]:
+    """Take off a Trainer what clients must not inherit, so that it can be pickled; put it back afterwards.
+
+    That is: callbacks, loggers, the profiler and the strategy, which holds the whole federation.
+    """
+    connector = trainer._accelerator_connector
+    before = trainer.callbacks, trainer._loggers, trainer.profiler, connector.strategy, connector._strategy_flag
+    trainer.callbacks, trainer._loggers, trainer.profiler = [], [], PassThroughProfiler()
+    connector.strategy, connector._strategy_flag = SingleDeviceStrategy(), "auto"
+    try:
+        yield
+    finally:
+        trainer.callbacks, trainer._loggers, trainer.profiler, connector.strategy, connector._strategy_flag = before
+
+
+def equip(
+    trainer: L.Trainer,
+    *,
+    strategy: Strategy,
+    callbacks: list[L.Callback],
+    loggers: list[Logger],
+    limits: tuple[int | None, int | None, int],
+) -> None:
+    """Give a stripped Trainer what a client has.
+
+    Args:
+        trainer: changed in place.
+        strategy: of the client.
+        callbacks: of the client.
+        loggers: of the client.
+        limits: ``min_epochs``, ``max_epochs`` and ``max_steps`` of the client's whole fit.
+    """
+    trainer._accelerator_connector.strategy = strategy
+    trainer.callbacks, trainer._loggers = callbacks, loggers
+    trainer.fit_loop.min_epochs, trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = limits

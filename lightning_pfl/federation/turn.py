@@ -1,0 +1,253 @@
+"""`run_job`: one client's turn, from data to data. The same in every pool.
+
+A turn unpickles its own trainer, module and datamodule, runs the user's real ``trainer.fit`` (a segment of it),
+``validate``, ``test`` or ``predict``, and hands back what may leave the client. The pool has seeded the random
+generators with the client's seed by then, so that ``setup`` splits data alike in every turn; training goes on from the
+generators in the client's state.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import traceback
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lightning_pfl.callbacks.federated import SketchSource
+from lightning_pfl.federation._compat import loaders, quiet, skip_prepare_data
+from lightning_pfl.federation.client_strategy import IN, ClientInterrupted, ClientStrategy
+from lightning_pfl.federation.forwarding import ForwardingLogger
+from lightning_pfl.federation.frozen import checksums
+from lightning_pfl.federation.jobs import Failure, Job, JobResult, LogRecord
+from lightning_pfl.federation.metrics import local_name
+from lightning_pfl.federation.segment import SegmentLoop
+from lightning_pfl.federation.snapshot import Snapshot
+from lightning_pfl.federation.sources import ClientData
+from lightning_pfl.types import ClientUpdate
+
+__all__ = ["build_client", "run_job"]
+
+_BASES: weakref.WeakKeyDictionary[Snapshot, dict[str, int]] = weakref.WeakKeyDictionary()
+
+
+def run_job(snapshot: Snapshot, job: Job) -> JobResult:
+    """Run one turn.
+
+    Args:
+        snapshot: of (trainer, module, `ClientData`), the trainer holding a `ClientStrategy`.
+        job: whose turn, and what to do.
+
+    Returns:
+        The result, or a result with a `Failure` that holds the client's own traceback.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C during the turn.
+        SystemExit: SIGTERM during the turn, as Lightning does.
+    """
+    try:
+        with quiet():
+            turn = _Turn(snapshot, job)
+            try:
+                return turn.fit() if job.stage is TrainerFn.FITTING else turn.evaluate()
+            finally:
+                turn.forget()
+    except ClientInterrupted as error:
+        raise KeyboardInterrupt from error
+    except Exception:
+        return JobResult(job.assignment.client_id, failure=Failure(traceback.format_exc()))
+
+
+def build_client(snapshot: Snapshot, job: Job) -> tuple[L.Trainer, L.LightningModule]:
+    """The client's model as its next turn would find it, with its private state and what the server sent.
+
+    Args:
+        snapshot: as in `run_job`.
+        job: whose model; its stage says which ``setup`` hooks run.
+
+    Returns:
+        The client's trainer, for its callbacks, and the module, which belongs to nobody else.
+    """
+    with quiet():
+        turn = _Turn(snapshot, job, only_build=True)
+        turn.run()
+    return turn.trainer, turn.module
+
+
+class _Turn:
+    def __init__(self, snapshot: Snapshot, job: Job, *, only_build: bool = False) -> None:
+        self.trainer: L.Trainer
+        self.module: L.LightningModule
+        data: ClientData
+        self.trainer, self.module, data = snapshot.load()
+        self.job = job
+        self.client_id = job.assignment.client_id
+        self.incoming = None if job.state is None else unpack_state(self.client_id, job.state)
+        assert isinstance(self.trainer.strategy, ClientStrategy)
+        self.strategy = self.trainer.strategy
+        if snapshot not in _BASES:
+            _BASES[snapshot] = checksums(self.module)
+        self.strategy.begin(
+            self.client_id,
+            job.assignment.round,
+            incoming=self.incoming,
+            personalized=job.assignment.personalized,
+            base=_BASES[snapshot],
+            only_build=only_build,
+        )
+        self.arguments = data.arguments(self.client_id, job.stage)
+        self.logger = next((one for one in self.trainer.loggers if isinstance(one, ForwardingLogger)), None)
+        if self.logger is not None:
+            self.logger.begin(self.client_id, self.trainer)
+        skip_prepare_data(self.trainer)
+
+    def run(self) -> Any:
+        path = None if self.incoming is None else IN
+        if self.job.stage is TrainerFn.FITTING:
+            return self.trainer.fit(self.module, **self.arguments, ckpt_path=path)
+        if self.job.stage is TrainerFn.PREDICTING:
+            return self.trainer.predict(self.module, **self.arguments, ckpt_path=path, return_predictions=True)
+        verb = self.trainer.validate if self.job.stage is TrainerFn.VALIDATING else self.trainer.test
+        return verb(self.module, **self.arguments, ckpt_path=path, verbose=False)
+
+    def fit(self) -> JobResult:
+        loop = SegmentLoop(
+            self.trainer,
+            epochs=self.strategy.local_epochs,
+            steps=self.strategy.local_steps,
+            carried=self.strategy.carried,
+            save=self.strategy.save_with,
+        )
+        self.trainer.fit_loop = loop
+        self.run()
+        metrics = self._metrics()
+        exchange = self.strategy.exchange
+        sketches = [one for one in self.trainer.callbacks if isinstance(one, SketchSource)]
+        update = ClientUpdate(
+            client_id=self.client_id,
+            round=self.job.assignment.round,
+            num_examples=_num_examples(loop),
+            architecture=exchange.architecture(self.module),
+            shared=exchange.upload(self.module),
+            sketch=sketches[0].take_sketch() if sketches else None,
+            metrics=metrics,
+        )
+        state = self.job.state
+        if self.strategy.saved is not None:
+            state = pack_state(self.client_id, self.strategy.saved, check=state is None)
+        return JobResult(self.client_id, update=update, state=state, metrics=metrics, logs=self._logs())
+
+    def evaluate(self) -> JobResult:
+        results = self.run()
+        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        if self.job.stage is TrainerFn.PREDICTING:
+            return JobResult(self.client_id, predictions=move_data_to_device(results, torch.device("cpu")))
+        return JobResult(self.client_id, metrics=metrics)
+
+    def forget(self) -> None:
+        """Break the cycles between trainer, module and callbacks, so that memory is free when the turn is over."""
+        self.module.__dict__["_trainer"] = None
+        for callback in self.trainer.callbacks:
+            vars(callback).pop("log", None)
+            vars(callback).pop("log_dict", None)
+        vars(self.strategy).clear()
+        vars(self.trainer).clear()
+
+    def _metrics(self) -> dict[str, float]:
+        """What was logged, validation metrics under their local names."""
+        validation = self.strategy.validation
+        training = {
+            name: float(value)
+            for name, value in self.trainer.callback_metrics.items()
+            if name not in self.strategy.validation_names
+        }
+        return {**training, **{local_name(name): value for name, value in validation.items()}}
+
+    def _logs(self) -> tuple[LogRecord, ...]:
+        return () if self.logger is None else tuple(self.logger.records)
+
+
+def pack_state(client_id: str, checkpoint: Mapping[str, Any], *, check: bool = False) -> bytes:
+    """A client's checkpoint as bytes.
+
+    Args:
+        client_id: for the error message.
+        checkpoint: Lightning's.
+        check: whether to try if it can be loaded again, so that this does not come to light a round later.
+
+    Raises:
+        TypeError: it holds objects other than tensors, numbers, strings and containers; the message says where.
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(checkpoint), buffer)
+    state = buffer.getvalue()
+    if check:
+        try:
+            unpack_state(client_id, state)
+        except TypeError as error:
+            raise TypeError(_unfit(client_id, checkpoint)) from error
+    return state
+
+
+def unpack_state(client_id: str, state: bytes) -> dict[str, Any]:
+    """The checkpoint that `pack_state` packed, without running code from it.
+
+    Raises:
+        TypeError: it holds objects other than tensors, numbers, strings and containers.
+    """
+    try:
+        loaded: dict[str, Any] = torch.load(io.BytesIO(state), weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        raise TypeError(
+            f"The state of client `{client_id}` holds more than tensors, numbers, strings and containers, so it is not "
+            f"loaded: {error}"
+        ) from error
+    return loaded
+
+
+def _unfit(client_id: str, checkpoint: Any) -> str:
+    path = "checkpoint"
+    while isinstance(checkpoint, (dict, list, tuple)):
+        items = checkpoint.items() if isinstance(checkpoint, dict) else enumerate(checkpoint)
+        bad = next(((key, value) for key, value in items if not _loads(value)), None)
+        if bad is None:
+            break
+        path, checkpoint = f"{path}[{bad[0]!r}]", bad[1]
+    return (
+        f"The state of client `{client_id}` must consist of tensors, numbers, strings and containers, so that a "
+        f"checkpoint from elsewhere cannot run code, but `{path}` is a {type(checkpoint).__name__}. Return plain values "
+        "from `state_dict` and `on_save_checkpoint`, or allow the type with `torch.serialization.add_safe_globals`."
+    )
+
+
+def _loads(value: Any) -> bool:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    buffer.seek(0)
+    try:
+        torch.load(buffer, weights_only=True)
+    except Exception:
+        return False
+    return True
+
+
+def _num_examples(loop: SegmentLoop) -> int:
+    """How many examples one epoch of the client's training data holds."""
+    total = 0
+    for loader in loaders(loop):
+        size = getattr(loader, "batch_size", None) or getattr(
+            getattr(loader, "batch_sampler", None), "batch_size", None
+        )
+        limit = float("inf") if size is None else loop.max_batches * size
+        try:
+            held = len(getattr(loader, "sampler", loader))
+        except TypeError:  # an iterable dataset: what the last epoch gave
+            held = loop.epoch_loop.batch_progress.current.completed * (size or 1)
+        total += int(min(held, limit))
+    return max(total, 1)

@@ -1,0 +1,72 @@
+"""Tiny modules and data for the tests of federation."""
+
+import lightning as L
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+def dataset(seed, num_examples=12):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(num_examples, 4, generator=generator)
+    weight = torch.randn(4, 1, generator=generator)
+    return TensorDataset(x, x @ weight)
+
+
+class Tiny(L.LightningModule):
+    """Dropout, so that the random stream shows in the weights; AdamW and OneCycle, so that state and horizon do."""
+
+    def __init__(self, lr=0.05):
+        super().__init__()
+        self.save_hyperparameters()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.encoder = nn.Linear(4, 8)
+            self.head = nn.Linear(8, 1)
+        self.dropout = nn.Dropout(0.3)
+
+    def forward(self, x):
+        return self.head(self.dropout(torch.tanh(self.encoder(x))))
+
+    def training_step(self, batch, batch_idx):
+        loss = nn.functional.mse_loss(self(batch[0]), batch[1])
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", nn.functional.mse_loss(self(batch[0]), batch[1]))
+
+    def test_step(self, batch, batch_idx):
+        self.log("test_loss", nn.functional.mse_loss(self(batch[0]), batch[1]))
+
+    def predict_step(self, batch, batch_idx):
+        return self(batch[0])
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams.lr)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=self.hparams.lr, total_steps=int(self.trainer.estimated_stepping_batches)
+        )
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+class ClientsOwnData(L.LightningDataModule):
+    """Every client has data of its own, by `trainer.strategy.client_id`."""
+
+    def __init__(self, num_examples=12, batch_size=4, num_workers=0):
+        super().__init__()
+        self.num_examples = num_examples
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+
+    def _dataset(self, offset):
+        seed = sum(map(ord, self.trainer.strategy.client_id or ""))
+        return dataset(seed + offset, self.num_examples)
+
+    def train_dataloader(self):
+        return DataLoader(self._dataset(0), self.batch_size, shuffle=True, num_workers=self.num_workers)
+
+    def val_dataloader(self):
+        return DataLoader(self._dataset(10_000), self.batch_size)
+
+    test_dataloader = predict_dataloader = val_dataloader
