@@ -7,26 +7,17 @@ place reaches nobody else. Which tensors go here is decided in `pickling`.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
 import mmap
 import os
-import shutil
-import tempfile
-import weakref
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import final
 
-from filelock import FileLock, Timeout
+from lightning_pfl.federation.temporary import TemporaryFolder
 
-__all__ = ["TensorFile", "TensorFileRef", "hold", "sweep"]
+__all__ = ["TensorFile", "TensorFileRef"]
 
-_LOG = logging.getLogger(__name__)
-_PREFIX = "lightning-pfl-"
-_NAME = "tensors"
 _ALIGNMENT = 64  # what torch's own CPU allocator gives; some kernels round differently on other alignments
 
 
@@ -87,17 +78,12 @@ class TensorFile:
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
-        parent = Path(folder) if folder is not None else Path(tempfile.gettempdir())
-        parent.mkdir(parents=True, exist_ok=True)
-        sweep(parent)
-        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-        lock = hold(self._folder)
-        self.path = self._folder / _NAME
+        self._folder = TemporaryFolder(folder)
+        self.path = self._folder.path / "tensors"
         self._file = open(self.path, "wb")  # noqa: SIM115 - closed in `close`
         self._nbytes = 0
         self._starts: dict[bytes, list[int]] = {}
         self._digest = hashlib.sha256()
-        self._remove = weakref.finalize(self, _remove, self._folder, lock, os.getpid())
 
     @property
     def nbytes(self) -> int:
@@ -143,7 +129,7 @@ class TensorFile:
     def close(self) -> None:
         """Remove the file. Mappings that are open stay readable. Safe to call twice; happens by itself at exit."""
         self._file.close()
-        self._remove()
+        self._folder.close()
 
     def __enter__(self) -> TensorFile:
         return self
@@ -152,32 +138,3 @@ class TensorFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def sweep(parent: Path) -> None:
-    """Remove what runs left in a folder that were killed: their files are there, but nobody holds the lock."""
-    for folder in parent.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError, Timeout):  # another user's, or in use
-            if (folder / _NAME).is_file():
-                with FileLock(folder / "lock", timeout=0):
-                    shutil.rmtree(folder, ignore_errors=True)
-                    _LOG.info("Removed %s, left behind by a run that was killed.", folder)
-
-
-def hold(folder: Path) -> FileLock | None:
-    """Keep a folder from being swept, as long as the result and this process live; None if somebody else does so."""
-    lock = FileLock(folder / "lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        return None
-    return lock
-
-
-def _remove(folder: Path, lock: FileLock | None, owner: int) -> None:
-    if os.getpid() != owner:  # a forked child that ends must not take its parent's file along
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    if lock is not None:
-        with contextlib.suppress(OSError):
-            lock.release(force=True)

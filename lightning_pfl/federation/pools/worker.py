@@ -28,7 +28,8 @@ from lightning_pfl.federation.jobs import Failure, JobResult
 from lightning_pfl.federation.pickling import Pickled, dump, explain, load
 from lightning_pfl.federation.pools.isolation import ProcessSettings
 from lightning_pfl.federation.snapshot import Snapshot
-from lightning_pfl.federation.tensor_file import TensorFileRef, hold, sweep
+from lightning_pfl.federation.temporary import hold, sweep
+from lightning_pfl.federation.tensor_file import TensorFileRef
 
 __all__ = ["Outcome", "Worker", "WorkerSetup", "machine", "versions"]
 

@@ -1,0 +1,247 @@
+"""`ClientStore`: the clients' private states between their turns, in memory while they fit, then on disk or elsewhere.
+
+A state is bytes to the store. It never travels to other clients and takes no part in aggregation. What a checkpoint of
+the run needs of the store is its `state_dict`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+import fsspec
+import torch
+
+from lightning_pfl.errors import CheckpointMismatchError
+from lightning_pfl.federation.temporary import TemporaryFolder
+
+__all__ = ["ClientStore"]
+
+_FIT_FOR_A_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@final
+class ClientStore:
+    r"""Keeps one state per client.
+
+    Every state is a version of its own, named by its sha256: a write never touches an older one, and a read checks
+    that it gets what was written. A version is removed when a newer one of its client arrives, unless a `state_dict`
+    refers to it, since the checkpoint that holds that may be kept.
+
+    Args:
+        url: where states go that do not fit into memory, and all states when a checkpoint is made: a folder, or any
+            URL that fsspec knows. Checkpoints then hold names instead of states. None: a temporary folder, and
+            checkpoints hold the states themselves.
+        max_memory: how many bytes of states to keep in memory.
+
+    Raises:
+        ValueError: `max_memory` is negative.
+
+    Example:
+        >>> store = ClientStore(max_memory=10)
+        >>> store.put("ward-3", b"8 bytes.")
+        >>> store.put("ward-7", b"on disk, as memory is full")
+        >>> store.get("ward-7")
+        b'on disk, as memory is full'
+        >>> store.ids(), store.nbytes_in_memory
+        (['ward-3', 'ward-7'], 8)
+        >>> store.close()
+    """
+
+    def __init__(self, url: str | os.PathLike[str] | None = None, *, max_memory: int = 2**30) -> None:
+        if max_memory < 0:
+            raise ValueError(f"`max_memory` is a number of bytes, but is {max_memory}.")
+        self._url = None if url is None else os.fspath(url)
+        self._max_memory = max_memory
+        self._memory: dict[str, bytes] = {}  # by client
+        self._versions: dict[str, str] = {}  # the current one, by client
+        self._referred: set[tuple[str, str]] = set()
+        self._nbytes = 0
+        self._folder: TemporaryFolder | None = None
+        self._opened: tuple[Any, str] | None = None
+
+    @property
+    def nbytes_in_memory(self) -> int:
+        """Bytes of the states in memory."""
+        return self._nbytes
+
+    def ids(self) -> list[str]:
+        """Whose states there are, sorted."""
+        return sorted(self._versions)
+
+    def put(self, client_id: str, state: bytes) -> None:
+        """Keep a client's state; what it had before is gone, unless a checkpoint refers to it.
+
+        Raises:
+            ValueError: an id that is not fit for a path.
+            OSError: it fits neither into memory nor on the disk. The client then keeps its former state.
+        """
+        if not _FIT_FOR_A_PATH.fullmatch(client_id) or client_id.endswith("."):
+            raise ValueError(
+                f"A client's id names a folder of the store, so it must consist of 1 to 128 letters, digits, `.`, `_` "
+                f"and `-`, start with a letter or a digit and not end with a dot, but is {client_id!r}."
+            )
+        version = hashlib.sha256(state).hexdigest()
+        room = self._max_memory - self._nbytes + len(self._memory.get(client_id, b""))
+        if len(state) > room:  # others stay: where clients take turns, the newest state is needed last
+            self._write(client_id, version, state)
+        old = self._versions.get(client_id)
+        self._forget_memory(client_id)
+        if len(state) <= room:
+            self._memory[client_id] = state
+            self._nbytes += len(state)
+        self._versions[client_id] = version
+        if old is not None and old != version and (client_id, old) not in self._referred:
+            self._remove(client_id, old)
+
+    def get(self, client_id: str) -> bytes | None:
+        """A client's state; None if it has none yet.
+
+        Raises:
+            CheckpointMismatchError: what the store holds is damaged or gone.
+        """
+        if client_id in self._memory:
+            return self._memory[client_id]
+        if client_id not in self._versions:
+            return None
+        return self._read(client_id, self._versions[client_id])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs to hold: the states as uint8 tensors, or where they lie if the store has a URL.
+
+        Loads with ``weights_only=True``.
+        """
+        if self._url is None:
+            return {"states": {client_id: _as_tensor(self.get(client_id) or b"") for client_id in self.ids()}}
+        for client_id, state in self._memory.items():
+            self._write(client_id, self._versions[client_id], state)
+        self._referred.update(self._versions.items())
+        return {"url": self._url, "versions": dict(self._versions)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go back to the states of a checkpoint.
+
+        Args:
+            state_dict: from `state_dict`. A store with a URL takes over the states that a checkpoint holds itself.
+                Where it holds names, the files are looked for under this store's URL, so a store may have moved.
+
+        Raises:
+            CheckpointMismatchError: the checkpoint's states lie in a store, and this one has no URL or lacks some.
+        """
+        if "states" in state_dict:
+            self._clear()
+            for client_id, state in state_dict["states"].items():
+                self.put(client_id, state.numpy().tobytes())
+            return
+        if self._url is None:
+            raise CheckpointMismatchError(
+                f"The checkpoint's client states lie in the store {state_dict['url']}, but this run's store has no "
+                f"URL. Pass `store=ClientStore({state_dict['url']!r})` to the strategy."
+            )
+        missing = [
+            client_id
+            for client_id, version in state_dict["versions"].items()
+            if not self._filesystem()[0].exists(self._path(client_id, version))
+        ]
+        if missing:
+            raise CheckpointMismatchError(
+                f"The checkpoint refers to states of {len(state_dict['versions'])} clients, but the store {self._url} "
+                f"lacks those of {missing[:5]}{' and others' if len(missing) > 5 else ''}. Was it moved or cleaned? "
+                "Give the store the URL where they lie."
+            )
+        self._clear()
+        self._versions = dict(state_dict["versions"])
+        self._referred.update(self._versions.items())
+
+    def close(self) -> None:
+        """Forget everything in memory and remove the temporary folder; what lies under a URL stays."""
+        self._clear()
+        self._opened = None
+        if self._folder is not None:
+            self._folder.close()
+            self._folder = None
+
+    def _clear(self) -> None:
+        self._memory.clear()
+        self._versions.clear()
+        self._nbytes = 0
+
+    def _forget_memory(self, client_id: str) -> None:
+        self._nbytes -= len(self._memory.pop(client_id, b""))
+
+    def _filesystem(self) -> tuple[Any, str]:
+        """The file system and the root in it; made at first use, as most runs fit into memory."""
+        if self._opened is None:
+            if self._url is None:
+                self._folder = TemporaryFolder()
+            self._opened = fsspec.core.url_to_fs(self._url if self._folder is None else str(self._folder.path))
+        return self._opened
+
+    def _path(self, client_id: str, version: str) -> str:
+        return f"{self._filesystem()[1].rstrip('/')}/{client_id}/{version}.state"
+
+    def _write(self, client_id: str, version: str, state: bytes) -> None:
+        """Write a version so that a reader sees all of it or nothing."""
+        files, _ = self._filesystem()
+        path = self._path(client_id, version)
+        if files.exists(path) and files.size(path) == len(state):
+            return
+        try:
+            files.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+            if not _is_local(files):  # object stores show an object when it is whole; the digest tells in any case
+                files.pipe_file(path, state)
+                return
+            unfinished = Path(f"{path}.{uuid.uuid4().hex[:8]}.unfinished")
+            try:
+                with open(unfinished, "wb") as stream:
+                    stream.write(state)
+                    if self._url is not None:  # a checkpoint will rely on it
+                        stream.flush()
+                        os.fsync(stream.fileno())
+                os.replace(unfinished, path)
+            finally:
+                unfinished.unlink(missing_ok=True)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"cannot store {len(state)} bytes of client `{client_id}`: {error.strerror or error}. Give "
+                "`ClientStore(url, max_memory=...)` a roomier place or more memory",
+                path,
+            ) from error
+
+    def _read(self, client_id: str, version: str) -> bytes:
+        path = self._path(client_id, version)
+        try:
+            state: bytes = self._filesystem()[0].cat_file(path)
+        except FileNotFoundError as error:
+            raise CheckpointMismatchError(
+                f"The state of client `{client_id}` is gone: there is no {path}. Resume from a checkpoint whose states "
+                "are still there."
+            ) from error
+        if (digest := hashlib.sha256(state).hexdigest()) != version:
+            raise CheckpointMismatchError(
+                f"The state of client `{client_id}` is damaged: {path} must have the sha256 {version[:12]}..., but has "
+                f"{digest[:12]}... ({len(state)} bytes). Resume from an earlier checkpoint."
+            )
+        return state
+
+    def _remove(self, client_id: str, version: str) -> None:
+        if self._opened is None:  # nothing was ever written
+            return
+        files, path = self._filesystem()[0], self._path(client_id, version)
+        if files.exists(path):
+            files.rm_file(path)
+
+
+def _is_local(files: Any) -> bool:
+    protocol = files.protocol
+    return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+
+def _as_tensor(state: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(state), dtype=torch.uint8) if state else torch.zeros(0, dtype=torch.uint8)
