@@ -121,8 +121,8 @@ class CoLoraConfig(PeftConfig):
             The copy, and its placement with what was skipped. A placement that the config brings along is kept.
 
         Raises:
-            ValueError: see `lightning_pfl.adapters.placement.place`; or the config's own placement names layers that
-                the model does not have.
+            ValueError: see `lightning_pfl.adapters.placement.place`; the config's own placement names layers that the
+                model does not have; the rank is larger than a width of a Co-LoRA layer.
         """
         copy = CoLoraConfig(**{item.name: getattr(self, item.name) for item in fields(self)})
         if copy.placement is not None:
@@ -135,6 +135,7 @@ class CoLoraConfig(PeftConfig):
                 )
             copy.base_identity = copy.base_identity or _identity(module, {})
             addresses = {name: copy.address(name) for name in copy.placement}
+            _check_rank(copy.r, addresses, layers)
             left = {name: "not in the adapter's placement" for name in layers if name not in addresses}
             return copy, Placement(addresses, {**skipped, **left})
         found = place(
@@ -148,6 +149,7 @@ class CoLoraConfig(PeftConfig):
         )
         copy.placement = {name: None if address is None else str(address) for name, address in found.layers.items()}
         copy.base_identity = copy.base_identity or _identity(module, found.stacks)
+        _check_rank(copy.r, found.layers, adaptable(module)[0])
         return copy, found
 
     def differences(self, other: CoLoraConfig) -> dict[str, tuple[Any, Any]]:
@@ -177,6 +179,17 @@ def features(layer: nn.Module) -> tuple[int, int]:
 def _names(patterns: str | Collection[str] | None) -> str | list[str] | None:
     """Sorted, so that configs compare equal and JSON can hold them."""
     return patterns if patterns is None or isinstance(patterns, str) else sorted(patterns)
+
+
+def _check_rank(rank: int, addresses: Mapping[str, Address | None], layers: Mapping[str, nn.Module]) -> None:
+    """Orthonormal bases need room; say so before any layer is replaced."""
+    narrow = [n for n, address in addresses.items() if address is not None and min(features(layers[n])) < rank]
+    if narrow:
+        raise ValueError(
+            f"A Co-LoRA layer must be at least as wide as the rank, {rank}, but `{narrow[0]}` maps "
+            f"{' to '.join(map(str, features(layers[narrow[0]])))} features (and {len(narrow) - 1} more are too narrow)"
+            ". Lower the rank or exclude them with exclude_modules."
+        )
 
 
 def _identity(module: nn.Module, stacks: Mapping[str, str]) -> str:

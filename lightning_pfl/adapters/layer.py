@@ -92,23 +92,17 @@ class CoLoraLayer(BaseTunerLayer):
             adapter_name: PEFT's name of the adapter.
             name: the layer's name in the model, which together with the config decides what is made.
             config: a resolved config.
-
-        Raises:
-            ValueError: a rank that the layer's widths cannot hold.
         """
         base = self.get_base_layer().weight
         dtype = torch.float64 if base.dtype == torch.float64 else torch.float32
         address = config.address(name)
         if address is not None:
-            try:
-                A, B = orthonormal_bases(
-                    config.r,
-                    self.in_features,
-                    self.out_features,
-                    seed=config.seed_of(address.tower, address.block, address.role),
-                )
-            except ValueError as error:
-                raise ValueError(f"`{name}` cannot be a Co-LoRA layer. {error}") from error
+            A, B = orthonormal_bases(
+                config.r,
+                self.in_features,
+                self.out_features,
+                seed=config.seed_of(address.tower, address.block, address.role),
+            )
             self.colora_basis_A[adapter_name] = A.to(base.device, dtype)
             self.colora_basis_B[adapter_name] = B.to(base.device, dtype)
             self.colora_aligned[adapter_name] = torch.zeros((), dtype=torch.bool, device=base.device)
@@ -299,7 +293,8 @@ class CoLoraLinear(nn.Module, CoLoraLayer):
         config = self.colora_config[adapter_name]
         local = self.local_tensors(adapter_name)
         is_gated = self.has_global_branch(adapter_name)
-        if not torch.is_autocast_enabled(x.device.type):
+        kind = x.device.type
+        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
             x = x.to(next(iter(local.values())).dtype)
         if is_gated:
             parameter = self.colora_gate[adapter_name]

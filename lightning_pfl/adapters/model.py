@@ -16,7 +16,7 @@ from lightning_pfl.adapters._compat import BaseTuner, ExcludedModule, register
 from lightning_pfl.adapters.config import KEY, CoLoraConfig
 from lightning_pfl.adapters.layer import CoLoraLayer, CoLoraLinear
 from lightning_pfl.adapters.placement import Placement, matches
-from lightning_pfl.adapters.prompts import connect
+from lightning_pfl.adapters.prompts import connect, models_around
 
 __all__ = ["CoLoraModel"]
 
@@ -49,6 +49,8 @@ class CoLoraModel(BaseTuner):
         config, placement = self.peft_config[adapter_name].resolved(model)
         self.peft_config[adapter_name] = config
         self.placement: Placement = placement
+        if config.gate.reads_input:
+            models_around(model, placement.layers)  # before anything is replaced: can the gate know its prompt?
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         if config.global_branch and config.gate.reads_input:
             connect(model)

@@ -17,7 +17,7 @@ A module that is no transformers model is taken for the last kind; a causal mode
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 from lightning_pfl.adapters._compat import in_backward, remember_in, remembered_in
 
-__all__ = ["PromptContext", "connect", "prompt_positions"]
+__all__ = ["PromptContext", "connect", "models_around", "prompt_positions"]
 
 _IGNORED = -100  # the label that transformers and torch's cross entropy leave out
 
@@ -251,19 +251,12 @@ def connect(module: nn.Module) -> None:
     Raises:
         ValueError: an encoder-decoder model, whose two sequences one gate cannot read.
     """
-    models = {name: child for name, child in module.named_modules() if isinstance(child, PreTrainedModel)}
-    for name, layer in module.named_modules():
-        if not getattr(layer, "is_colora", False):
-            continue
-        chain = [model for prefix, model in models.items() if not prefix or name.startswith(f"{prefix}.")]
+    layers = {name: child for name, child in module.named_modules() if getattr(child, "is_colora", False)}
+    chains = models_around(module, layers)
+    for name, layer in layers.items():
+        chain = chains[name]
         if not chain:
             continue
-        chain = [model for model in chain if model.main_input_name == chain[-1].main_input_name]
-        if any(getattr(model.config, "is_encoder_decoder", False) for model in chain):
-            raise ValueError(
-                f"{type(chain[0]).__name__} is an encoder-decoder model; a gate that reads the input does not know "
-                "which of its two sequences is the prompt. Use StaticGate()."
-            )
         context = getattr(chain[-1], "colora_context", None)
         if context is None:
             context = PromptContext(any(getattr(child, "is_causal", False) is True for child in chain[-1].modules()))
@@ -274,6 +267,27 @@ def connect(module: nn.Module) -> None:
                 model.register_forward_pre_hook(tell.before, with_kwargs=True)
                 model.register_forward_hook(tell.after, always_call=True)
         layer.colora_context = context
+
+
+def models_around(module: nn.Module, names: Collection[str]) -> dict[str, list[PreTrainedModel]]:
+    """The transformers models that a layer's sequence passes through, outermost first, for each named layer.
+
+    Raises:
+        ValueError: an encoder-decoder model.
+    """
+    models = {name: child for name, child in module.named_modules() if isinstance(child, PreTrainedModel)}
+    chains: dict[str, list[PreTrainedModel]] = {}
+    for name in names:
+        chain = [model for prefix, model in models.items() if not prefix or name.startswith(f"{prefix}.")]
+        # a vision tower inside a language model reads another input
+        chain = [model for model in chain if model.main_input_name == chain[-1].main_input_name]
+        if any(getattr(model.config, "is_encoder_decoder", False) for model in chain):
+            raise ValueError(
+                f"{type(chain[0]).__name__} is an encoder-decoder model; a gate that reads the input does not know "
+                "which of its two sequences is the prompt. Use StaticGate()."
+            )
+        chains[name] = chain
+    return chains
 
 
 def _arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

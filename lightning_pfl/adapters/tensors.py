@@ -134,29 +134,18 @@ def architecture_of(module: nn.Module) -> str:
     """Equal for modules whose conventional A and B may be mixed.
 
     Returns:
-        A digest of the kind of model, of the adapted modules' names, kinds and widths, and of rank and scale.
+        A digest of the base model's identity, of the adapted modules' names, addresses and widths, and of rank, scale
+        and seed.
 
     Raises:
         ValueError: the module holds no Co-LoRA adapters.
     """
     config = config_of(module)
-    kinds = sorted(
-        {
-            str(getattr(getattr(child, "config", None), "model_type", None))
-            for child in module.modules()
-            if hasattr(child, "config") and not isinstance(child, type(module))
-        }
-        | {
-            type(module).__qualname__
-            if not hasattr(module, "config")
-            else str(getattr(module.config, "model_type", ""))
-        }
-    )
     layers = [
         (name, str(layer.colora_address[ADAPTER]), layer.in_features, layer.out_features)
         for name, layer in adapted_layers(module)
     ]
-    facts = (kinds, layers, config.r, float(config.scale), config.base_identity)
+    facts = (config.base_identity, layers, config.r, float(config.scale), config.seed)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
