@@ -69,6 +69,7 @@ class SegmentLoop(FitLoop):
         self._epochs_run = 0
         self._first_step = 0
         self._at_iterator: dict[str, Any] = {}
+        self._at_first_batch: dict[str, Any] = {}
 
     @property
     def segment_done(self) -> bool:
@@ -143,10 +144,14 @@ class SegmentLoop(FitLoop):
         """Whether this segment goes on inside an epoch."""
         return self._carried is not None and bool(self._carried["at_iterator"])
 
+    def before_first_batch(self) -> None:
+        """Remember from which state on the epoch's batches were drawn."""
+        self._at_first_batch = self._capture()
+
     def after_batch(self) -> None:
         """End the segment here, inside the epoch, if its steps are used up."""
         if self.segment_done and self._epochs is None and not self.epoch_loop.done:
-            self._leave(self._capture(), at_iterator=self._at_iterator)
+            self._leave(self._capture(), inside_epoch=True)
             raise SegmentEnd
 
     def check_fetcher(self, data_fetcher: DataFetcher) -> None:
@@ -162,9 +167,11 @@ class SegmentLoop(FitLoop):
         """Bring the epoch's iterator to where the last segment left it."""
         assert self._carried is not None
         if not all(isinstance(loader, _Stateful) for loader in loaders(self)):  # Lightning has restored those
-            self._restore("at_iterator")
             self._at_iterator = dict(self._carried["at_iterator"])
+            self._at_first_batch = dict(self._carried["at_first_batch"])
+            self._restore("at_iterator")
             iter(data_fetcher)
+            self._restore("at_first_batch")  # hooks may have drawn between these two
             batches = self.epoch_loop.batch_progress.current.ready
             for _ in range(batches):
                 next(data_fetcher)
@@ -183,7 +190,7 @@ class SegmentLoop(FitLoop):
         assert self._carried is not None
         random_state.restore(self._carried[name], random_state.generators_of(loaders(self)), self._device)
 
-    def _leave(self, at_end: dict[str, Any], at_iterator: dict[str, Any] | None = None) -> None:
+    def _leave(self, at_end: dict[str, Any], *, inside_epoch: bool = False) -> None:
         module = self.trainer.lightning_module
         gradients: dict[str, Tensor] = {}
         if not module.automatic_optimization:  # one may accumulate by hand across batches
@@ -191,7 +198,8 @@ class SegmentLoop(FitLoop):
         self._save(
             {
                 "random": at_end,
-                "at_iterator": at_iterator or {},
+                "at_iterator": self._at_iterator if inside_epoch else {},
+                "at_first_batch": self._at_first_batch if inside_epoch else {},
                 "metrics": metrics_to_carry(self.trainer),
                 "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
                 "gradients": gradients,
@@ -222,6 +230,7 @@ class SegmentEpochLoop(TrainingEpochLoop):
             not_restarting(self._segment)
         else:
             super().on_run_start(data_fetcher)
+            self._segment.before_first_batch()
 
     @override
     def on_advance_end(self, data_fetcher: DataFetcher) -> None:

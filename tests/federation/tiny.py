@@ -70,3 +70,37 @@ class ClientsOwnData(L.LightningDataModule):
         return DataLoader(self._dataset(10_000), self.batch_size)
 
     test_dataloader = predict_dataloader = val_dataloader
+
+
+class Plateau(Tiny):
+    """A plateau scheduler that reduces at once, on a metric that is logged every other epoch only."""
+
+    def validation_step(self, batch, batch_idx):
+        if self.current_epoch % 2 == 0:
+            super().validation_step(batch, batch_idx)
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.3, momentum=0.9)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5, threshold=0.3)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}}
+
+
+class Alternating(Tiny):
+    """Manual optimization with two optimizers; gradients of the encoder pile up over two batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        body, head = self.optimizers()
+        loss = nn.functional.mse_loss(self(batch[0]), batch[1])
+        self.manual_backward(loss)
+        head.step()
+        head.zero_grad()
+        if self.trainer.global_step % 3 == 2:
+            body.step()
+            body.zero_grad()
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.encoder.parameters(), lr=0.05), torch.optim.SGD(self.head.parameters(), lr=0.05)
