@@ -1,0 +1,151 @@
+"""Tasks as tensors: prompts tokenised, features looked up, batches padded on the left.
+
+Start at `TaskData`, a LightningDataModule of one task. A batch is a dict of tensors:
+
+    features        [b, images * 5, width]  float16, zero where an example shows fewer pictures
+    input_ids       [b, t]                  text tokens; `IMAGE_ID` where a visual token goes; padded on the left
+    attention_mask  [b, t]                  0 on padding
+    option_ids      [b, c]                  first token of each choice; -1 where an example has fewer choices
+    answer          [b]                     index of the right choice
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, final
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_pfl.benchmark.features import TOKENS_PER_IMAGE, FeatureStore
+from lightning_pfl.benchmark.tasks import IMAGE_MARK, Example, Task, option_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IMAGE_ID = -1
+"""Stands in `input_ids` where a visual token goes; no vocabulary has it."""
+
+
+def prompt_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens of one prompt: beginning of text if the model has such a token, visual tokens, question, "Answer:"."""
+    text = example.question.replace(IMAGE_MARK, "").strip()
+    words = tokenizer(text + "\nAnswer:", add_special_tokens=False)["input_ids"]
+    start = tokenizer("", add_special_tokens=True)["input_ids"][:1]
+    return [*start, *[IMAGE_ID] * (TOKENS_PER_IMAGE * len(example.images)), *words]
+
+
+@final
+class TaskDataset(Dataset[dict[str, Tensor]]):
+    """Examples with a closed list of answers, as unpadded tensors in memory.
+
+    Args:
+        examples: what to ask.
+        tokenizer: of the language model that will answer.
+        store: where the pictures' features come from.
+
+    Raises:
+        ValueError: an example without choices, an answer that is none of them, or choices that the tokenizer begins
+            with the same token; the message names the example.
+    """
+
+    def __init__(self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, store: FeatureStore) -> None:
+        self.examples = tuple(examples)
+        width = store.encoder.width
+        views = [view for example in self.examples for view in example.images]
+        tokens = store.tokens(views) if views else torch.zeros(0, TOKENS_PER_IMAGE, width, dtype=torch.float16)
+        options = {
+            choices: option_ids(tokenizer, choices) for choices in {example.choices for example in self.examples}
+        }
+        self._items: list[dict[str, Tensor]] = []
+        first = 0
+        for example in self.examples:
+            if example.answer not in example.choices:
+                raise ValueError(
+                    f"The answer of {example.id} must be one of its choices {list(example.choices)}, but is "
+                    f"{example.answer!r}. Open questions need generation, not a closed list."
+                )
+            last = first + len(example.images)
+            self._items.append(
+                {
+                    "features": tokens[first:last].reshape(-1, width),
+                    "input_ids": torch.tensor(prompt_ids(example, tokenizer)),
+                    "option_ids": torch.tensor(options[example.choices]),
+                    "answer": torch.tensor(example.choices.index(example.answer)),
+                }
+            )
+            first = last
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self._items[index]
+
+
+def collate(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Pad items of a `TaskDataset` to one batch: the whole sequences on the left, features and options on the right.
+
+    Example:
+        >>> item = {"features": torch.ones(1, 2), "option_ids": torch.tensor([5]), "answer": torch.tensor(0)}
+        >>> long, short = torch.tensor([IMAGE_ID, 7]), torch.tensor([9])
+        >>> batch = collate([item | {"input_ids": long}, item | {"input_ids": short}])
+        >>> batch["input_ids"].tolist(), batch["attention_mask"].tolist()
+        ([[-1, 7], [0, 9]], [[1, 1], [0, 1]])
+    """
+    length = max(len(item["input_ids"]) for item in items)
+    num_options = max(len(item["option_ids"]) for item in items)
+    num_features = max(len(item["features"]) for item in items)
+    width = items[0]["features"].shape[1]
+    batch = {
+        "features": torch.zeros(len(items), num_features, width, dtype=items[0]["features"].dtype),
+        "input_ids": torch.zeros(len(items), length, dtype=torch.long),
+        "attention_mask": torch.zeros(len(items), length, dtype=torch.long),
+        "option_ids": torch.full((len(items), num_options), -1),
+        "answer": torch.stack([item["answer"] for item in items]),
+    }
+    for row, item in enumerate(items):
+        start = length - len(item["input_ids"])
+        batch["features"][row, : len(item["features"])] = item["features"]
+        batch["input_ids"][row, start:] = item["input_ids"]
+        batch["attention_mask"][row, start:] = 1
+        batch["option_ids"][row, : len(item["option_ids"])] = item["option_ids"]
+    return batch
+
+
+@final
+class TaskData(L.LightningDataModule):
+    """One task for one language model.
+
+    The order of training examples is drawn from the global torch generator, which Lightning seeds and checkpoints.
+
+    Args:
+        task: train, val and test examples.
+        tokenizer: of the language model that will answer.
+        store: where the pictures' features come from; read when the data module is made.
+        batch_size: examples per training step; evaluation takes four times as many.
+    """
+
+    def __init__(
+        self, task: Task, tokenizer: PreTrainedTokenizerBase, store: FeatureStore, *, batch_size: int = 8
+    ) -> None:
+        super().__init__()
+        self.task = task
+        self.batch_size = batch_size
+        self.train_set = TaskDataset(task.train, tokenizer, store)
+        self.val_set = TaskDataset(task.val, tokenizer, store)
+        self.test_set = TaskDataset(task.test, tokenizer, store)
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Shuffled batches; the last, smaller one is kept."""
+        return DataLoader(self.train_set, self.batch_size, shuffle=True, collate_fn=collate)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Batches in order."""
+        return DataLoader(self.val_set, 4 * self.batch_size, collate_fn=collate)
+
+    def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Batches in order."""
+        return DataLoader(self.test_set, 4 * self.batch_size, collate_fn=collate)
