@@ -1,0 +1,7 @@
+"""Probes: what a client's data looks like to a small frozen model, as a short vector. Start at `relevance/base.py`."""
+
+from lightning_pfl.relevance.base import Probe
+from lightning_pfl.relevance.causal_lm import CausalLMProbe
+from lightning_pfl.relevance.gradient import GradientProbe
+
+__all__ = ["CausalLMProbe", "GradientProbe", "Probe"]

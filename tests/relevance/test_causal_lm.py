@@ -1,0 +1,289 @@
+"""Promises of `lightning_pfl.relevance.causal_lm`: the closed form is the gradient, in every family."""
+
+import logging
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from lightning_pfl.relevance import CausalLMProbe
+
+WORDS = 50
+LLAMA = {
+    "vocab_size": WORDS,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+GEMMA = {**LLAMA, "head_dim": 8, "query_pre_attn_scalar": 8}
+OPT = {
+    "vocab_size": WORDS,
+    "hidden_size": 16,
+    "ffn_dim": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+    "word_embed_proj_dim": 16,
+    "dropout": 0.1,
+}
+FAMILIES = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA)),
+    "qwen2, tied": lambda: Qwen2ForCausalLM(Qwen2Config(**LLAMA, tie_word_embeddings=True)),
+    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**GEMMA)),
+    "gemma3, capped": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**GEMMA, final_logit_softcapping=0.5)),
+    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**GEMMA)),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=WORDS, n_embd=16, n_inner=24, n_layer=2, n_head=2, n_positions=32)
+    ),
+    "opt": lambda: OPTForCausalLM(OPTConfig(**OPT)),
+    "opt, norm after and projected": lambda: OPTForCausalLM(
+        OPTConfig(**{**OPT, "word_embed_proj_dim": 12, "do_layer_norm_before": False})
+    ),
+    "neox runs attention beside the mlp": lambda: GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=WORDS,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=32,
+        )
+    ),
+}
+UNKNOWN = {
+    "granite scales residuals and logits": lambda: GraniteForCausalLM(
+        GraniteConfig(**LLAMA, residual_multiplier=0.3, logits_scaling=4.0)
+    ),
+    "cohere scales logits": lambda: CohereForCausalLM(CohereConfig(**LLAMA, logit_scale=0.2)),
+}
+
+
+def built(make):
+    """A random model whose norms are not at their initial ones and zeros, so that a forgotten gain shows."""
+    torch.manual_seed(0)
+    model = make()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or "ln_" in name:
+                parameter.add_(0.5 * torch.randn_like(parameter))
+            else:
+                parameter.mul_(10.0)  # logits of some size: at nearly equal probabilities errors hide
+    return model.eval()
+
+
+def batch(seed=1):
+    """Three texts with padding on the right and answers of 4, 2 and 1 tokens."""
+    ids = torch.randint(1, WORDS, (3, 7), generator=torch.Generator().manual_seed(seed))
+    labels = torch.full_like(ids, -100)
+    labels[0, 3:7] = ids[0, 3:7]
+    labels[1, 4:6] = ids[1, 4:6]
+    labels[2, 2] = ids[2, 2]
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    mask[2, 3:] = 0
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def by_autograd(model, name, data):
+    """Mean over examples of the gradient of the model's own loss."""
+    weight = model.get_parameter(name)
+    total = torch.zeros_like(weight)
+    for index in range(len(data["labels"])):
+        example = {key: value[index : index + 1] for key, value in data.items()}
+        loss = model(**example).loss
+        weight.requires_grad_(True)
+        loss = model(**example).loss
+        total += torch.autograd.grad(loss, weight)[0]
+        weight.requires_grad_(False)
+    return total / len(data["labels"])
+
+
+def target_of(model):
+    names = ("down_proj.weight", "mlp.c_proj.weight", "fc2.weight", "dense_4h_to_h.weight")
+    return [name for name, _ in model.named_parameters() if name.endswith(names)][-1]
+
+
+@pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES.keys())
+def test_the_closed_form_is_the_gradient_of_the_models_own_loss(make):
+    """To rounding, in the parameter's own shape, without a backward pass."""
+    model = built(make)
+    probe = CausalLMProbe(model, size=64)
+    probe.prepare()
+
+    assert probe.closed_form
+    exact = by_autograd(model, target_of(model), batch())
+    closed = probe.gradient(batch())
+    assert closed.shape == exact.shape
+    assert (closed - exact).norm() / exact.norm() < 1e-5
+
+
+@pytest.mark.parametrize("make", UNKNOWN.values(), ids=UNKNOWN.keys())
+def test_a_tail_that_is_not_understood_is_left_to_autograd_and_never_approximated(make, caplog):
+    """Multipliers outside any layer do not show in the trace; the check against autograd finds them."""
+    model = built(make)
+    probe = CausalLMProbe(model, size=64)
+    with caplog.at_level(logging.WARNING):
+        probe.prepare()
+
+    exact = by_autograd(model, target_of(model), batch())
+    assert (probe.gradient(batch()) - exact).norm() / exact.norm() < 1e-5
+    assert not probe.closed_form
+    assert "autograd" in caplog.text
+
+
+def test_the_sketch_is_the_projected_gradient_by_either_way(monkeypatch):
+    """Closed form and autograd land in the same buckets, also for a transposed weight."""
+    model = built(FAMILIES["gpt2"])
+    closed = CausalLMProbe(model, size=128, seed=3)
+    slow = CausalLMProbe(model, size=128, seed=3)
+    closed.prepare()
+    slow.prepare()
+    monkeypatch.setattr(slow, "_tail", None)
+
+    torch.testing.assert_close(closed.sketch(batch()), slow.sketch(batch()), rtol=1e-4, atol=1e-6)
+
+
+def test_clipping_is_per_example():
+    """With a bound that only the longest sketch exceeds, the mean is made of the others and of that one cut."""
+    model = built(FAMILIES["llama"])
+    data = batch()
+    plain = CausalLMProbe(model, size=256)
+    each = torch.stack([plain.sketch({key: value[i : i + 1] for key, value in data.items()}) for i in range(3)])
+    bound = each.norm(dim=1).sort().values[1:].mean().item()
+
+    clipped = CausalLMProbe(model, size=256, max_norm=bound).sketch(data)
+
+    scale = (bound / each.norm(dim=1)).clamp(max=1.0)
+    assert (scale < 1).sum() == 1
+    torch.testing.assert_close(clipped, (each * scale[:, None]).mean(dim=0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(plain.sketch(data), each.mean(dim=0), rtol=1e-4, atol=1e-6)
+
+
+def test_embeddings_may_stand_in_for_tokens():
+    """Vision tokens enter as embeddings; the labels alone say where the answer is."""
+    model = built(FAMILIES["llama"])
+    probe = CausalLMProbe(model, size=64)
+    data = batch()
+    embedded = {**data, "inputs_embeds": model.get_input_embeddings()(data["input_ids"])}
+    del embedded["input_ids"]
+
+    torch.testing.assert_close(probe.sketch(embedded), probe.sketch(data))
+
+
+def test_an_example_without_an_answer_does_not_count():
+    """A truncated question neither dilutes the mean nor ends the run; a batch of nothing else is an error."""
+    probe = CausalLMProbe(built(FAMILIES["llama"]), size=64)
+    data = batch()
+    two = {key: value[:2] for key, value in data.items()}
+    data["labels"][2] = -100
+    torch.testing.assert_close(probe.sketch(data), probe.sketch(two))
+
+    data["labels"][:] = -100
+    with pytest.raises(ValueError, match="answer"):
+        probe.sketch(data)
+
+
+def test_tokens_of_another_tokenizer_are_refused():
+    """Otherwise the embedding raises an index error that says nothing."""
+    probe = CausalLMProbe(built(FAMILIES["llama"]), size=64)
+    data = batch()
+    data["input_ids"][0, 0] = WORDS
+
+    with pytest.raises(ValueError, match=f"knows {WORDS} tokens.*to_probe"):
+        probe.sketch(data)
+
+
+@pytest.mark.parametrize("value", [{"input_ids": torch.ones(1, 2)}, [torch.ones(1, 2)]])
+def test_a_batch_in_another_form_is_refused_with_the_way_out(value):
+    """A client's own batch that nobody turned into a probe batch."""
+    with pytest.raises(ValueError, match=r"labels.*to_probe"):
+        CausalLMProbe(built(FAMILIES["llama"]), size=64).sketch(value)
+
+
+def test_equal_probes_give_equal_bits_also_after_a_pickle():
+    """Clients hold copies; the hashes are drawn again from the seed and do not travel."""
+    probe = CausalLMProbe(built(FAMILIES["gemma3"]), size=512, seed=5)
+    first = probe.sketch(batch())
+
+    copy = pickle.loads(pickle.dumps(probe))
+
+    assert torch.equal(copy.sketch(batch()), first)
+    assert copy._project._hashes.keys() == probe._project._hashes.keys()
+    assert not torch.equal(CausalLMProbe(built(FAMILIES["gemma3"]), size=512, seed=6).sketch(batch()), first)
+
+
+def test_a_probe_leaves_random_numbers_grad_mode_and_the_model_alone():
+    """It runs in the middle of a client's training."""
+    probe = CausalLMProbe(lambda: built(FAMILIES["opt"]), size=64)
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+
+    with torch.enable_grad():
+        probe.prepare()
+        sketch = probe.sketch(batch())
+        assert torch.is_grad_enabled()
+
+    assert torch.equal(torch.rand(3), expected)
+    assert not sketch.requires_grad
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in probe._model.parameters())
+    assert not any(module._forward_hooks for module in probe._model.modules())
+
+
+def test_a_folder_is_loaded_lazily_in_the_dtype_asked_for(tmp_path):
+    """Nothing is read before `prepare`; bfloat16 changes the sketch by its rounding only."""
+    built(FAMILIES["llama"]).save_pretrained(tmp_path)
+    probe = CausalLMProbe(tmp_path, size=512, dtype=torch.bfloat16)
+    assert probe._model is None
+    probe.prepare()
+
+    assert probe.closed_form
+    assert {parameter.dtype for parameter in probe._model.parameters()} == {torch.bfloat16}
+    exact = CausalLMProbe(str(tmp_path), size=512).sketch(batch())
+    assert torch.cosine_similarity(probe.sketch(batch()), exact, dim=0) > 0.98
+
+
+def test_a_model_without_a_known_projection_asks_for_a_target():
+    """And takes the one that is named."""
+
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.embed = nn.Embedding(WORDS, 8)
+            self.mixer = nn.Linear(8, 8)
+            self.lm_head = nn.Linear(8, WORDS)
+
+        def forward(self, input_ids, attention_mask=None):
+            return self.lm_head(torch.relu(self.mixer(self.embed(input_ids))))
+
+    with pytest.raises(ValueError, match=r"Odd.*target="):
+        CausalLMProbe(Odd(), size=64).prepare()
+
+    named = CausalLMProbe(Odd(), size=64, target="mixer")
+    named.prepare()
+    assert not named.closed_form  # the trace has no idea of the bare relu, the check has
+    assert named.sketch(batch()).any()
