@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -95,7 +95,7 @@ def inject(module: nn.Module, config: CoLoraConfig, *, train_also: Sequence[str]
                 f"The {type(module).__name__} holds Co-LoRA adapters of another config already ({told}). "
                 "Use the same config, or start from a module without adapters."
             )
-        _, placement = present.resolved(module)
+        _, placement = replace(present, placement=config.placement).resolved(module)
         if config.global_branch:
             add_global_branch(module)
     trained = _train_also(module, train_also)
@@ -159,7 +159,8 @@ def _train_also(module: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
         if not fits:
             raise ValueError(
                 f"`train_also` names `{pattern}`, but no parameter outside the adapted layers has that name or lies in "
-                f"a module of that name. There are: {_few([*own])}"
+                f"a module of that name. The {type(module).__name__} consists of: "
+                f"{_few(sorted({name.split('.')[0] for name in own}))}."
             )
         found += [name for name in fits if name not in found]
     for name in found:

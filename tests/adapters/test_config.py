@@ -58,7 +58,7 @@ def test_bases_depend_on_the_base_model_and_not_on_where_it_stands_or_what_is_ad
 def test_a_placement_for_another_model_is_refused():
     resolved, _ = CoLoraConfig(r=2, num_blocks=2).resolved(llama())
 
-    with pytest.raises(ValueError, match="made for a model with the layers .*model.layers.0"):
+    with pytest.raises(ValueError, match=r"made for a model with the layers .*model.layers.0"):
         resolved.resolved(mlp())
 
 

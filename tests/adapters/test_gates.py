@@ -40,7 +40,7 @@ def test_a_policy_of_the_users_own_is_written_and_read_like_the_built_in_ones():
 
 
 def test_an_unknown_policy_in_a_file_is_refused_and_never_imported():
-    with pytest.raises(ValueError, match="`os.system`, which is not among the imported ones"):
+    with pytest.raises(ValueError, match=r"`os.system`, which is not among the imported ones"):
         GatePolicy.from_dict({"class": "os.system", "combine": "rm"})
     with pytest.raises(ValueError, match="Expected a gate policy"):
         GatePolicy.from_dict({"class": "lightning_pfl.adapters.gates.Convex"})
