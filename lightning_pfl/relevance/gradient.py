@@ -137,7 +137,7 @@ def gradient_of(module: nn.Module, names: Sequence[str], loss: Loss, batch: Any)
         return result
 
     device = next(iter(parameters.values())).device.type
-    with torch.enable_grad(), torch.autocast(device, enabled=False):
+    with torch.autocast(device, enabled=False):
         gradients: dict[str, Tensor] = torch.func.grad(value)(parameters)
     return {name: gradient.detach() for name, gradient in gradients.items()}
 
