@@ -117,25 +117,33 @@ class _Turn:
         return verb(self.module, **self.arguments, ckpt_path=path, verbose=False)
 
     def fit(self) -> JobResult:
+        sketches = [one for one in self.trainer.callbacks if isinstance(one, SketchSource)]
+        sketch: torch.Tensor | None = None
+
+        def save(carried: dict[str, Any]) -> None:
+            nonlocal sketch
+            # before the checkpoint: what is still in it then would count again in the next turn's mean
+            sketch = sketches[0].take_sketch() if sketches else None
+            self.strategy.save_with(carried)
+
         loop = SegmentLoop(
             self.trainer,
             epochs=self.strategy.local_epochs,
             steps=self.strategy.local_steps,
             carried=self.strategy.carried,
-            save=self.strategy.save_with,
+            save=save,
         )
         self.trainer.fit_loop = loop
         self.run()
         metrics = self._metrics()
         exchange = self.strategy.exchange
-        sketches = [one for one in self.trainer.callbacks if isinstance(one, SketchSource)]
         update = ClientUpdate(
             client_id=self.client_id,
             round=self.job.assignment.round,
             num_examples=_num_examples(loop),
             architecture=exchange.architecture(self.module),
             shared=exchange.upload(self.module),
-            sketch=sketches[0].take_sketch() if sketches else None,
+            sketch=sketch,
             metrics=metrics,
         )
         state = self.job.state
