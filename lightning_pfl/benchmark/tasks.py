@@ -107,7 +107,7 @@ def option_ids(tokenizer: PreTrainedTokenizerBase, choices: Sequence[str]) -> li
 
 
 def balanced(examples: Iterable[Example], num_examples: int | None = None) -> tuple[Example, ...]:
-    """Take examples answer by answer in turn until all, or `num_examples`, are taken; each answer's keep their order."""
+    """Take examples answer by answer in turn until all, or `num_examples`, are taken, each answer's in their order."""
     groups: dict[str, list[Example]] = {}
     for example in examples:
         groups.setdefault(example.answer, []).append(example)
