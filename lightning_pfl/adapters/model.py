@@ -83,6 +83,10 @@ class CoLoraModel(BaseTuner):
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """Our layers are made on the base layer's device, and on none while PEFT loads weights into empty ones."""
+        setattr(parent, child_name, new_module)
+
     def _check_merge_allowed(self) -> None:
         """Before the first layer is touched: none may refuse, and say that biases appear."""
         super()._check_merge_allowed()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -102,7 +103,7 @@ def inputs(model: nn.Module) -> dict[str, Tensor]:
 def output(model: nn.Module) -> Tensor:
     """The model's logits for `inputs`, without a graph."""
     with torch.no_grad():
-        found = model(**inputs(getattr(model, "base_model", model) if hasattr(model, "peft_type") else model))
+        found = model(**inputs(model.get_base_model() if isinstance(model, PeftModel) else model))
     return found if isinstance(found, Tensor) else found.logits
 
 
