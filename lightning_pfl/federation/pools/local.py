@@ -13,6 +13,7 @@ from lightning_pfl.federation.jobs import Job, JobResult
 from lightning_pfl.federation.pools.base import ClientPool
 from lightning_pfl.federation.pools.isolation import ProcessSettings
 from lightning_pfl.federation.snapshot import Snapshot
+from lightning_pfl.federation.turn import run_job
 
 __all__ = ["LocalPool"]
 
@@ -57,9 +58,6 @@ class LocalPool(ClientPool):
 
     def run(self, jobs: Sequence[Job]) -> Iterator[JobResult]:
         """Run the jobs in their order. See `ClientPool.run`."""
-        # here and not above: the turn knows the strategy, which knows this pool as one of its defaults
-        from lightning_pfl.federation.turn import run_job
-
         if self._settings is None and jobs:
             raise RuntimeError(
                 "This `LocalPool` is not running: call `start` before `run`, and not `close` in between."

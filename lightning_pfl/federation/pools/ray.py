@@ -27,7 +27,7 @@ from lightning_pfl.federation.pickling import dump, load
 from lightning_pfl.federation.pools.base import ClientPool
 from lightning_pfl.federation.pools.isolation import ProcessSettings
 from lightning_pfl.federation.pools.placement import Demand, Placement, check_fit
-from lightning_pfl.federation.pools.worker import Outcome, WorkerSetup, machine
+from lightning_pfl.federation.pools.worker import Outcome, WorkerSetup, machine, versions
 from lightning_pfl.federation.snapshot import Snapshot
 from lightning_pfl.federation.tensor_file import TensorFileRef
 
@@ -106,6 +106,7 @@ class RayPool(ClientPool):
         self._snapshots: dict[str, Any] = {}
         self._placement = Placement({}, limit=None)
         self._failed_starts = 0
+        self._told_versions = False
         self._setup: dict[str, Any] = {}
 
     # -- start and end ------------------------------------------------------------------------------------------------
@@ -213,6 +214,9 @@ class RayPool(ClientPool):
             slot.answer = self._send(self._files[outcome.missing.path], slot)
         elif job is None:
             self._failed_starts = 0
+            if outcome.versions != versions() and not self._told_versions:
+                self._told_versions = True
+                _LOG.warning("Ray: an actor has %s, but this process %s: results differ.", outcome.versions, versions())
             ready = sum(other.answer is None or other.job is not None for other in self._slots)
             _LOG.info("Ray: %d of %d actors ready.", ready, len(self._slots))
         elif outcome.result is not None:
@@ -322,10 +326,13 @@ class RayPool(ClientPool):
         import ray
 
         busy = [slot.job.assignment.client_id for slot in self._slots if slot.job is not None]
-        starting = sum(slot.job is None and slot.answer is not None for slot in self._slots)
-        _LOG.info(
-            "Ray: no news for %.0f s; running: %s; actors starting: %d; free in the cluster: %s.",
-            *(seconds, ", ".join(busy) or "nothing", starting, ray.available_resources()),
+        if busy:
+            _LOG.info("Ray: no news for %.0f s; at work: %s.", seconds, ", ".join(busy))
+            return
+        _LOG.warning(
+            "Ray: still waiting for %d actors to start, for %.0f s. Free in the cluster: %s. Does another program, or "
+            "another pool of this one, hold the rest?",
+            *(len(self._slots), seconds, ray.available_resources()),
         )
 
 
@@ -335,13 +342,14 @@ def _actor_class() -> type:
     class FederatedClients:
         def __init__(self, path: list[str], setup: bytes, snapshots: dict[str, Any]) -> None:
             sys.path.extend(folder for folder in path if folder not in sys.path)
-            import ray
-
-            from lightning_pfl.federation.pools.worker import Worker
-
-            self._worker = Worker(pickle.loads(setup), lambda name: ray.get(snapshots[name]))
+            self._setup, self._snapshots = setup, snapshots
 
         def warm_up(self, snapshot: str | None) -> Any:
+            import ray
+
+            from lightning_pfl.federation.pools.worker import Worker  # takes seconds, so not in the constructor
+
+            self._worker = Worker(pickle.loads(self._setup), lambda name: ray.get(self._snapshots[name]))
             return self._worker.warm_up(snapshot)
 
         def receive(self, file: Any, pieces: list[Any]) -> Any:

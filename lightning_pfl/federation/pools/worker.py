@@ -15,12 +15,12 @@ import shutil
 import socket
 import tempfile
 import traceback
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, final
+from typing import final
 
+import lightning
 import torch
 from filelock import FileLock
 
@@ -30,6 +30,7 @@ from lightning_pfl.federation.pools.isolation import ProcessSettings
 from lightning_pfl.federation.snapshot import Snapshot
 from lightning_pfl.federation.temporary import hold, sweep
 from lightning_pfl.federation.tensor_file import TensorFileRef
+from lightning_pfl.federation.turn import run_job
 
 __all__ = ["Outcome", "Worker", "WorkerSetup", "machine", "versions"]
 
@@ -60,14 +61,14 @@ class Outcome:
     """What a worker answers.
 
     Attributes:
-        status: "done"; or "missing": the file that `missing` names must be sent first.
-        result: a pickled `JobResult`; None unless a job was done.
-        missing: a file that is not on this machine.
+        result: a pickled `JobResult`, if a job was done.
+        missing: a file that is not on this machine and must be sent first.
+        versions: of what results depend on, from a worker that has got ready.
     """
 
-    status: Literal["done", "missing"]
     result: Pickled | None = None
     missing: TensorFileRef | None = None
+    versions: Mapping[str, str] | None = None
 
 
 @final
@@ -82,7 +83,7 @@ class Worker:
     def __init__(self, setup: WorkerSetup, fetch: Callable[[str], Snapshot]) -> None:
         self._setup = setup
         self._fetch = fetch
-        self._snapshots: OrderedDict[str, Snapshot] = OrderedDict()
+        self._snapshots: dict[str, tuple[Snapshot, Snapshot]] = {}  # by name, as sent and as used here
         self._copies: dict[str, str] = {}  # by the path where the file comes from
         self._held: list[FileLock | None] = []  # to the end of the process
         if setup.hide_gpus:
@@ -93,16 +94,15 @@ class Worker:
 
     def warm_up(self, snapshot: str | None) -> Outcome:
         """Import what a first turn would wait for, and look for the tensor file of a snapshot."""
-        for module in ("lightning.pytorch", "torch._dynamo", "lightning_pfl.federation.turn"):
-            importlib.import_module(module)
+        importlib.import_module("torch._dynamo")  # the first optimizer step would; it takes a second
         if snapshot is None:
-            return Outcome("done")
+            return Outcome(versions=versions())
         found = self._snapshot(snapshot)
         if isinstance(found, TensorFileRef):
-            return Outcome("missing", missing=found)
+            return Outcome(missing=found)
         with contextlib.suppress(Exception), self._setup.settings.turn(seed=0, num_threads=1):
             found.load()  # imports the user's modules; what goes wrong here is reported with the first job
-        return Outcome("done")
+        return Outcome(versions=versions())
 
     def receive(self, file: TensorFileRef, pieces: Iterable[bytes | memoryview]) -> Outcome:
         """Write this machine's copy of a file, unless another worker of the run did so already.
@@ -123,7 +123,7 @@ class Worker:
                     stream.writelines(pieces)
                 os.replace(unfinished, path)
         self._copies[file.path] = str(path)
-        return Outcome("done")
+        return Outcome(versions=versions())
 
     def run(self, job: Pickled, snapshot: str, seed: int, num_threads: int) -> Outcome:
         """Run one turn; what goes wrong in it is part of the result.
@@ -134,19 +134,17 @@ class Worker:
             seed: of its client.
             num_threads: torch threads of its client.
         """
-        from lightning_pfl.federation.turn import run_job
-
         found = self._snapshot(snapshot)
         if isinstance(found, TensorFileRef):
-            return Outcome("missing", missing=found)
+            return Outcome(missing=found)
         with self._setup.settings.turn(seed=seed, num_threads=num_threads):
             result = run_job(found, load(job))
         try:
-            return Outcome("done", dump(result))
+            return Outcome(dump(result))
         except Exception:
             reason = explain(result.predictions, "predictions") or explain(result, "result") or traceback.format_exc()
             trace = f"What client `{result.client_id}` returned cannot be sent to the server: {reason}"
-            return Outcome("done", dump(JobResult(result.client_id, failure=Failure(trace))))
+            return Outcome(dump(JobResult(result.client_id, failure=Failure(trace))))
 
     def forget(self) -> None:
         """Remove this machine's copies of files."""
@@ -156,20 +154,22 @@ class Worker:
 
     def _snapshot(self, name: str) -> Snapshot | TensorFileRef:
         """A snapshot whose tensor file lies on this machine; or the file that is not here."""
-        if name not in self._snapshots:
-            self._snapshots[name] = self._fetch(name)
-            if len(self._snapshots) > _SNAPSHOTS_KEPT:
-                self._snapshots.popitem(last=False)
-        self._snapshots.move_to_end(name)
-        snapshot = self._snapshots[name]
-        if (file := snapshot.file) is None:
-            return snapshot
-        if self._setup.machine == machine() and _has(Path(file.path), file.nbytes):
-            return snapshot
+        sent, used = self._snapshots.pop(name) if name in self._snapshots else (self._fetch(name),) * 2
+        if sent.file is not None and used.file is not None:
+            if (path := self._path_here(sent.file)) is None:
+                return sent.file
+            if used.file.path != path:
+                used = sent.at(path)
+        self._snapshots[name] = sent, used  # the one used last stands last
+        if len(self._snapshots) > _SNAPSHOTS_KEPT:
+            del self._snapshots[next(iter(self._snapshots))]
+        return used
+
+    def _path_here(self, file: TensorFileRef) -> str | None:
+        if self._setup.machine == machine() and _has(file.path, file.nbytes):
+            return file.path
         copy = self._copies.get(file.path)
-        if copy is not None and _has(Path(copy), file.nbytes):
-            return replace(snapshot, file=replace(file, path=copy))
-        return file
+        return copy if copy is not None and _has(copy, file.nbytes) else None
 
 
 def machine() -> str:
@@ -185,16 +185,21 @@ def machine() -> str:
 
 
 def versions() -> dict[str, str]:
-    """The versions that results depend on."""
+    """The versions that results depend on, down to the bit.
+
+    Example:
+        >>> sorted(versions())
+        ['lightning', 'python', 'torch']
+    """
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "lightning": str(importlib.import_module("lightning").__version__),
+        "lightning": str(lightning.__version__),
     }
 
 
-def _has(path: Path, nbytes: int) -> bool:
+def _has(path: str | Path, nbytes: int) -> bool:
     try:
-        return path.stat().st_size >= nbytes and os.access(path, os.R_OK)
+        return os.stat(path).st_size >= nbytes and os.access(path, os.R_OK)
     except OSError:
         return False
