@@ -1,0 +1,289 @@
+"""Promises of `lightning_pfl.adapters.prompts`: what a gate may read of a sequence, and what it remembers."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import DynamicCache, T5Config, T5ForConditionalGeneration
+
+from lightning_pfl.adapters import CoLoraConfig, InputGate, add_global_branch, inject, prompt_positions
+from lightning_pfl.adapters.layer import CoLoraLinear
+from tests.adapters.tiny import CAUSAL, FAMILIES, bert, llama, mlp, opt, scramble, vit
+
+GATED = CoLoraConfig(r=4, alpha=8, num_blocks=2, gate=InputGate(), global_branch=True)
+IDS = torch.randint(1, 32, (3, 6), generator=torch.Generator().manual_seed(0))
+PADDED = torch.ones_like(IDS)
+PADDED[0, :2] = 0  # left padding, as in batched generation
+
+
+def gated(model):
+    inject(model, GATED)
+    scramble(model, scale=0.5)
+    return model
+
+
+@pytest.fixture
+def openings(monkeypatch):
+    """What every call of a gated layer sees: (layer, opening)."""
+    from lightning_pfl.adapters.prompts import PromptContext
+
+    seen: list[tuple[CoLoraLinear, torch.Tensor]] = []
+    original = PromptContext.beta
+
+    def beta(self, layer, adapter_name, x, parameter):
+        found = original(self, layer, adapter_name, x, parameter)
+        seen.append((layer, found.detach().clone()))
+        return found
+
+    monkeypatch.setattr(PromptContext, "beta", beta)
+    return seen
+
+
+def logits(model, **batch):
+    with torch.no_grad():
+        return model(**batch).logits
+
+
+def first_inputs(model, **batch):
+    """The input of the first gated layer, [batch, length, d_in]."""
+    kept: list[torch.Tensor] = []
+    layer = next(m for m in model.modules() if isinstance(m, CoLoraLinear))
+    handle = layer.register_forward_pre_hook(lambda _, args: kept.append(args[0].detach()))
+    logits(model, **batch)
+    handle.remove()
+    return layer, kept[0]
+
+
+def test_with_labels_a_causal_model_reads_the_unmasked_positions_before_the_first_label(openings):
+    model, labels = gated(llama()), IDS.clone()
+    labels[0, :4], labels[1, :1], labels[2, :5] = -100, -100, -100
+    batch = {"input_ids": IDS, "attention_mask": PADDED, "labels": labels}
+
+    layer, x = first_inputs(model, **batch)
+
+    # by hand: row 0 is padded in 0-1 and answers from 4 on; row 1 answers from 1 on; row 2 from 5 on
+    summary = torch.stack([x[0, 2:4].mean(0), x[1, 0], x[2, :5].mean(0)])
+    expected = (summary @ layer.colora_gate["default"]).sigmoid()
+    torch.testing.assert_close(openings[0][1], expected)
+
+
+@pytest.mark.parametrize("labels", [None, IDS], ids=["no labels", "labels from the start"])
+def test_without_a_prompt_a_causal_model_reads_its_first_token_only(openings, labels):
+    model = gated(llama())
+
+    layer, x = first_inputs(model, input_ids=IDS, attention_mask=PADDED, labels=labels)
+
+    summary = torch.stack([x[0, 2], x[1, 0], x[2, 0]])  # of row 0, 0 and 1 are padding
+    torch.testing.assert_close(openings[0][1], (summary @ layer.colora_gate["default"]).sigmoid())
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_no_position_learns_of_later_ones(family):
+    """Changing the last token changes no earlier logit, with labels and without."""
+    model, changed = gated(FAMILIES[family]()), IDS.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % 32
+    labels = IDS.clone()
+    labels[:, :3] = -100
+    for extra in ({}, {"labels": labels}):
+        before, after = logits(model, input_ids=IDS, **extra), logits(model, input_ids=changed, **extra)
+        assert torch.equal(before[:, :-1], after[:, :-1])
+        assert not torch.allclose(before[:, -1], after[:, -1])
+
+
+def test_a_pooled_gate_would_have_leaked():
+    """The test above can fail: told to read everything, the same model's earlier logits do change."""
+    model, changed = gated(llama()), IDS.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % 32
+    with prompt_positions(model, torch.ones_like(IDS)):
+        assert not torch.allclose(logits(model, input_ids=IDS)[:, :-1], logits(model, input_ids=changed)[:, :-1])
+
+
+def test_an_encoder_reads_every_unmasked_position():
+    """Padding on the right changes nothing for a BERT, whatever the padding holds."""
+    model, mask = gated(bert()), torch.ones_like(IDS)
+    mask[:, 4:] = 0
+
+    padded = logits(model, input_ids=IDS, attention_mask=mask)
+
+    torch.testing.assert_close(padded, logits(model, input_ids=IDS[:, :4]), atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(padded, logits(model, input_ids=IDS), atol=1e-4)
+
+
+def test_images_are_read_as_a_whole(openings):
+    model = gated(vit())
+
+    layer, x = first_inputs(model, pixel_values=torch.randn(2, 3, 16, 16))
+
+    assert x.dim() == 3
+    torch.testing.assert_close(openings[0][1], (x.mean(1) @ layer.colora_gate["default"]).sigmoid())
+    conv_like = torch.randn(2, 4, 5, 8)  # [batch, height, width, channels]
+    net = gated(mlp())
+    net(conv_like)
+    torch.testing.assert_close(
+        openings[len(openings) - 4][1], (conv_like.mean((1, 2)) @ net[0].colora_gate["default"]).sigmoid()
+    )
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+@pytest.mark.parametrize("more", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
+def test_while_decoding_every_layer_keeps_the_opening_that_it_had_for_the_prompt(openings, family, more):
+    model = gated(FAMILIES[family]())
+
+    model.generate(IDS, attention_mask=PADDED, max_new_tokens=4, do_sample=False, **more)
+
+    layers = [m for m in model.modules() if isinstance(m, CoLoraLinear)]
+    passes = [openings[i : i + len(layers)] for i in range(0, len(openings), len(layers))]
+    assert len(passes) == 4
+    for later in passes[1:]:
+        for (layer, prompt), (same, opening) in zip(passes[0], later, strict=True):
+            assert layer is same
+            per_sample = prompt.reshape(IDS.shape[0] * more.get("num_beams", 1), -1)[:, 0]
+            # beams of one prompt may differ in the last bit, and are reordered
+            torch.testing.assert_close(opening, per_sample, atol=1e-6 if more else 0, rtol=0)
+    first = passes[0][0][1].reshape(IDS.shape[0], -1)[:, 0]
+    assert len(set(first.tolist())) == 3, "every sample has an opening of its own"
+
+
+@pytest.mark.parametrize("act", ["reorder", "select", "repeat", "copy"])
+def test_openings_follow_the_rows_of_the_cache(act):
+    """Decoding after the rows were moved gives the moved rows' logits, as if nothing was moved."""
+    model, cache, step = gated(llama()), DynamicCache(), torch.tensor([[5], [6], [7]])
+    logits(model, input_ids=IDS, past_key_values=cache)
+    rows = {"reorder": [2, 0, 1], "select": [2, 0], "repeat": [0, 0, 1, 1, 2, 2], "copy": [2, 0, 1]}[act]
+    plain = copy.deepcopy(cache)
+    expected = logits(model, input_ids=step, past_key_values=plain)[rows]
+
+    if act == "repeat":
+        cache.batch_repeat_interleave(2)
+    elif act == "select":
+        cache.batch_select_indices(torch.tensor(rows))
+    else:
+        moved = copy.deepcopy(cache) if act == "copy" else cache
+        moved.reorder_cache(torch.tensor(rows))
+        if act == "copy":  # moving the copy left the original where it was
+            assert torch.equal(logits(model, input_ids=step, past_key_values=copy.deepcopy(cache))[rows], expected)
+            cache = moved
+
+    torch.testing.assert_close(logits(model, input_ids=step[rows], past_key_values=cache), expected)
+
+
+def test_a_cache_that_the_model_made_itself_goes_on_with_the_openings_of_its_first_pass():
+    model = gated(llama())
+    with torch.no_grad():
+        first = model(input_ids=IDS[:, :4], use_cache=True)
+        second = model(input_ids=IDS[:, 4:5], past_key_values=first.past_key_values)
+
+    assert torch.equal(second.logits.argmax(-1), logits(model, input_ids=IDS)[:, 4:5].argmax(-1))
+
+
+def test_a_prompt_in_pieces_is_refused():
+    model = gated(llama())
+    with pytest.raises(ValueError, match=r"needs it in one piece, but 3 more positions came"):
+        model.generate(IDS, max_new_tokens=2, prefill_chunk_size=3)
+
+
+def test_a_cache_filled_without_the_adapters_is_refused():
+    model, cache = llama(), DynamicCache()
+    logits(model, input_ids=IDS, past_key_values=cache)
+    with pytest.raises(ValueError, match="filled without these adapters"):
+        logits(gated(model), input_ids=IDS[:, :1], past_key_values=cache)
+
+
+def test_a_model_that_flattens_its_batch_is_read_by_sample(openings):
+    """OPT hands [batch * length, d] to its feed-forward layers in some releases; either way rows belong to samples."""
+    model = gated(opt())
+    layer = next(m for n, m in model.named_modules() if n.endswith("fc1"))
+    x = torch.randn(3, 6, 16)
+    context = layer.colora_context
+    context.begin(model, (), {"input_ids": IDS, "attention_mask": PADDED, "past_key_values": DynamicCache()})
+
+    flat, whole = layer(x.flatten(0, 1)), layer(x)
+
+    context.end(None)
+    torch.testing.assert_close(flat, whole.flatten(0, 1))
+    assert openings[0][1].shape == (18,)
+
+
+def test_recomputed_activations_read_the_prompt_of_their_own_pass():
+    """An evaluation pass between forward and backward must not change what is recomputed."""
+
+    def gradients(checkpoint, in_between):
+        model = gated(llama()).train()
+        if checkpoint:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        labels = IDS.clone()
+        labels[:, :3] = -100
+        loss = model(input_ids=IDS, labels=labels, use_cache=False).loss
+        if in_between:
+            logits(model, input_ids=IDS[:, :2], use_cache=False)
+        loss.backward()
+        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None and "embed" not in n}
+
+    expected = gradients(False, False)
+    for name, grad in gradients(True, True).items():
+        torch.testing.assert_close(grad, expected[name])
+
+
+def test_two_prompts_before_one_backward_are_refused_when_activations_are_recomputed():
+    model = gated(llama()).train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()
+    labels = IDS.clone()
+    labels[:, :3] = -100
+
+    def loss(start):
+        shifted = IDS.clone()
+        shifted[:, :start] = -100
+        return model(input_ids=IDS, labels=shifted, use_cache=False).loss
+
+    (loss(3) + loss(3)).backward()  # the same prompt positions: nothing to mix up
+    with pytest.raises(ValueError, match=r"must not be called twice, with different prompts, before the backward"):
+        (loss(3) + loss(4)).backward()
+    loss(2).backward()  # and the next step works
+
+
+def test_positions_can_be_named_and_must_fit():
+    model, mask = gated(llama()), torch.zeros_like(IDS, dtype=torch.bool)
+    mask[:, 1:3] = True
+    plain = logits(model, input_ids=IDS)
+
+    with prompt_positions(model, mask):
+        assert not torch.allclose(logits(model, input_ids=IDS), plain)
+    assert torch.equal(logits(model, input_ids=IDS), plain)
+    with prompt_positions(model, mask[:, :4]), pytest.raises(ValueError, match=r"mask of shape \(3, 4\).* \(3, 6\)"):
+        logits(model, input_ids=IDS)
+    with pytest.raises(ValueError, match="at least one True in every row"), prompt_positions(model, ~mask & mask):
+        pass
+    assert torch.equal(logits(model, input_ids=IDS), plain), "an error inside a pass leaves no trace"
+
+
+def test_a_mask_that_is_not_one_per_position_is_refused():
+    with pytest.raises(ValueError, match=r"attention mask of shape \(3, 6\), but it came of shape \(3, 1, 6, 6"):
+        logits(gated(llama()), input_ids=IDS, attention_mask=torch.ones(3, 1, 6, 6, dtype=torch.bool))
+
+
+def test_an_encoder_decoder_model_is_refused_before_it_is_changed():
+    model = T5ForConditionalGeneration(T5Config(d_model=16, d_ff=24, num_layers=2, num_heads=2, d_kv=8, vocab_size=32))
+    with pytest.raises(ValueError, match="encoder-decoder model"):
+        inject(model, CoLoraConfig(r=2, num_blocks=1, gate=InputGate()))
+    assert not any(isinstance(m, CoLoraLinear) for m in model.modules())
+
+
+def test_a_model_inside_a_larger_module_is_told_of_its_own_calls(openings):
+    """The outer module calls the inner model's backbone itself, as a LightningModule may."""
+    outer = nn.ModuleDict({"net": llama(), "head": nn.Linear(16, 2)})
+    inject(outer, CoLoraConfig(r=4, alpha=8, num_blocks=2, gate=InputGate()))
+    add_global_branch(outer)
+    scramble(outer)
+
+    with torch.no_grad():
+        through_head = outer["net"](input_ids=IDS, output_hidden_states=True).hidden_states[-1]
+        count = len(openings)
+        direct = outer["net"].model(input_ids=IDS).last_hidden_state
+
+    assert torch.equal(direct, through_head)
+    assert count == len(openings) - count == 28
