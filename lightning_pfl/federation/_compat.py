@@ -7,7 +7,7 @@ replaces, so that a new release of Lightning can be checked against this one fil
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.loop import _Loop
+from lightning.pytorch.loops.optimization.automatic import Closure
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
@@ -57,6 +58,7 @@ DataLoaderIterFetcher = _DataLoaderIterDataFetcher
 Launcher = _Launcher
 MockOptimizer = _MockOptimizer
 
+_NO_LOSS = "`training_step` returned `None`. If this was on purpose, ignore this warning..."
 _CONNECTOR_METRICS = ("_callback_metrics", "_progress_bar_metrics", "_logged_metrics")
 
 
@@ -70,13 +72,29 @@ def not_restarting(loop: _Loop) -> None:
             not_restarting(child)
 
 
+def callbacks_of(trainer: L.Trainer) -> list[L.Callback]:
+    """The Trainer's own list, which it does not declare."""
+    return cast(list[L.Callback], cast(Any, trainer).callbacks)
+
+
+def is_dry_run(trainer: L.Trainer) -> bool:
+    """Whether ``fast_dev_run`` is on, which the Trainer does not declare."""
+    return bool(cast(Any, trainer).fast_dev_run)
+
+
+def attach_datamodule(trainer: L.Trainer, datamodule: L.LightningDataModule) -> None:
+    """Let Trainer and datamodule know each other."""
+    cast(Any, trainer).datamodule = datamodule
+    datamodule.trainer = trainer
+
+
 def set_restarting(loop: _Loop, restarting: bool) -> None:
     """Set a loop's and its children's flag, without what `_FitLoop` makes of it."""
     cast(Any, _Loop.restarting).fset(loop, restarting)
 
 
 def leave(trainer: L.Trainer) -> None:
-    """End a ``fit`` early without its ``on_train_end``, ``on_fit_end`` and ``teardown`` hooks, as a preempted job does."""
+    """End a ``fit`` early, without ``on_train_end``, ``on_fit_end`` and ``teardown``, as a preempted job does."""
     trainer._teardown()
     trainer.training = False
     trainer.state.status = TrainerStatus.FINISHED
@@ -157,7 +175,7 @@ def place(
 
 
 @contextmanager
-def stripped(trainer: L.Trainer) -> Iterator[None]:
+def stripped(trainer: Any) -> Iterator[None]:
     """Take off a Trainer what clients must not inherit, so that it can be pickled; put it back afterwards.
 
     That is: callbacks, loggers, the profiler and the strategy, which holds the whole federation.
@@ -173,7 +191,7 @@ def stripped(trainer: L.Trainer) -> Iterator[None]:
 
 
 def equip(
-    trainer: L.Trainer,
+    trainer: Any,
     *,
     strategy: Strategy,
     callbacks: list[L.Callback],
@@ -192,3 +210,66 @@ def equip(
     trainer._accelerator_connector.strategy = strategy
     trainer.callbacks, trainer._loggers = callbacks, loggers
     trainer.fit_loop.min_epochs, trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = limits
+
+
+def become_server(trainer: L.Trainer, *, callbacks: list[L.Callback], validates: bool) -> Callable[[], None]:
+    """Make a Trainer's own settings those of the driver's loop: one step an epoch, on data that means nothing.
+
+    Returns:
+        What puts everything back. Call it when the loop is over; after an exception only when Lightning has handled
+        that, since callbacks that save on exceptions must still find the server.
+    """
+    epoch_loop = trainer.fit_loop.epoch_loop
+    settings: dict[str, Any] = {
+        "callbacks": callbacks,
+        "datamodule": None,
+        "accumulate_grad_batches": 1,
+        "gradient_clip_val": None,
+        "limit_train_batches": 1.0,
+        "limit_val_batches": 1.0 if validates else 0,
+        "limit_test_batches": 1.0,
+        "limit_predict_batches": 1.0,
+        "overfit_batches": 0.0,
+        "val_check_interval": 1.0,
+        "_val_check_time_interval": None,
+        "num_sanity_val_steps": 0,
+        "reload_dataloaders_every_n_epochs": 0,
+        "log_every_n_steps": 1,
+    }
+    before = {name: getattr(trainer, name) for name in settings}
+    steps = epoch_loop.max_steps
+    for name, value in settings.items():
+        setattr(trainer, name, value)
+    epoch_loop.max_steps = -1
+    warned = _NO_LOSS in Closure.warning_cache
+    Closure.warning_cache.add(_NO_LOSS)  # a round computes no loss, on purpose
+
+    def put_back() -> None:
+        if not warned:
+            Closure.warning_cache.discard(_NO_LOSS)
+        for name, value in before.items():
+            setattr(trainer, name, value)
+        epoch_loop.max_steps = steps
+
+    return put_back
+
+
+def adopt(strategy: Strategy, module: L.LightningModule) -> None:
+    """Make a module the one that ``trainer.lightning_module`` returns."""
+    strategy._lightning_module = module
+    strategy.model = module
+
+
+def copy_hparams_flags(source: L.LightningModule, target: L.LightningModule) -> None:
+    """What Lightning reads of a module's hyperparameters beside ``hparams`` and ``hparams_initial``."""
+    target._log_hyperparams = source._log_hyperparams
+    if hasattr(source, "_hparams_name"):
+        target._hparams_name = source._hparams_name
+
+
+def log_under_any_name(trainer: Any, name: str, value: Tensor) -> None:
+    """What ``self.log`` does at the end of an epoch, for names that it refuses."""
+    connector = trainer._logger_connector
+    connector._callback_metrics[name] = value
+    connector._progress_bar_metrics[name] = value
+    connector.log_metrics({name: value})

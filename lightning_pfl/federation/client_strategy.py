@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from typing_extensions import override
 
 from lightning_pfl.callbacks.federated import Exchange
-from lightning_pfl.federation._compat import Launcher, leave, place, updated_metrics
+from lightning_pfl.federation._compat import Launcher, callbacks_of, leave, place, updated_metrics
 from lightning_pfl.federation.frozen import checksums
 from lightning_pfl.federation.scope import of_clients
 from lightning_pfl.federation.segment import SegmentEnd
@@ -120,7 +120,7 @@ class ClientStrategy(SingleDeviceStrategy):
     @property
     def exchange(self) -> Exchange:
         """What shares tensors in this turn."""
-        return exchange_of(self._trainer.callbacks, self.share)
+        return exchange_of(callbacks_of(self._trainer), self.share)
 
     def save_with(self, carried: dict[str, Any]) -> None:
         """Take the client's checkpoint, with what the loop carries along."""
@@ -130,7 +130,8 @@ class ClientStrategy(SingleDeviceStrategy):
     @override
     def setup_environment(self) -> None:
         # by now callbacks that the module itself configures have joined: those of the server run on the server
-        self._trainer.callbacks[:] = of_clients(self._trainer.callbacks)
+        callbacks = callbacks_of(self._trainer)
+        callbacks[:] = of_clients(callbacks)
         super().setup_environment()
 
     @override
@@ -157,9 +158,9 @@ class ClientStrategy(SingleDeviceStrategy):
         missing = [name for name in missing if name not in left_out]
         if strict and (missing or unexpected):
             raise RuntimeError(
-                f"The model of client `{self.client_id}` is not the one of its last turn: it has {missing[:5]} that the "
-                f"client's state has not, and lacks {list(unexpected)[:5]}. `configure_model` and `setup` must build "
-                "the same layers in every turn."
+                f"The model of client `{self.client_id}` is not the one of its last turn: it has {missing[:5]} "
+                f"that the client's state has not, and lacks {list(unexpected)[:5]}. `configure_model` and "
+                "`setup` must build the same layers in every turn."
             )
 
     @override

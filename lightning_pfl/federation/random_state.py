@@ -1,4 +1,4 @@
-"""The state of all random generators as tensors and numbers, so that it can be saved and loaded with ``weights_only``."""
+"""The state of all random generators as tensors and numbers, so that it loads with ``weights_only=True``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def capture(generators: Sequence[torch.Generator] = (), device: torch.device | N
     """
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     version, numbers, gauss_next = random.getstate()
-    assert kind == "MT19937" and version == 3
+    assert kind == "MT19937"
+    assert version == 3
     return {
         "torch": torch.get_rng_state(),
         "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),

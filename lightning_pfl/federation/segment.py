@@ -91,7 +91,7 @@ class SegmentLoop(FitLoop):
     @restarting.setter
     def restarting(self, restarting: bool) -> None:
         # Lightning also calls it a restart when training is limited by steps, and would then not reshuffle
-        progress = self.epoch_progress.current
+        progress: Any = self.epoch_progress.current
         inside = (progress.ready, progress.started) != (progress.processed, progress.processed)
         set_restarting(self, restarting and inside)
 

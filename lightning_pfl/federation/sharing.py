@@ -43,9 +43,9 @@ def exchange_of(callbacks: Iterable[L.Callback], share: Sequence[str]) -> Exchan
 def nothing_shared() -> ValueError:
     """The error for a run in which clients would have nothing to tell each other."""
     return ValueError(
-        "Clients share nothing: there is no callback that exchanges tensors and `share=` is empty. Add `CoLoRA(...)` to "
-        "`Trainer(callbacks=...)`, or name the tensors to share, for example `FederatedStrategy(share=['encoder'])`."
-    )
+        "Clients share nothing: there is no callback that exchanges tensors and `share=` is empty. Add "
+        "`CoLoRA(...)` to `Trainer(callbacks=...)`, or name the tensors to share, for example
+    `FederatedStrategy(share=['encoder'])`." )
 
 
 @final
@@ -108,8 +108,8 @@ class NamedTensors(Exchange):
                 if name not in mine or mine[name].shape != value.shape:
                     has = tuple(mine[name].shape) if name in mine else "nothing of that name"
                     raise ValueError(
-                        f"The server sent `{name}` of shape {tuple(value.shape)}, but this client has {has}. Share only "
-                        "tensors that have one shape in all models (`share=`)."
+                        f"The server sent `{name}` of shape {tuple(value.shape)}, but this client has {has}. "
+                        "Share only tensors that have one shape in all models (`share=`)."
                     )
                 mine[name].copy_(value)
 

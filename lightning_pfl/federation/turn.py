@@ -21,7 +21,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_pfl.callbacks.federated import SketchSource
-from lightning_pfl.federation._compat import loaders, quiet, skip_prepare_data
+from lightning_pfl.federation._compat import callbacks_of, loaders, quiet, skip_prepare_data
 from lightning_pfl.federation.client_strategy import IN, ClientInterrupted, ClientStrategy
 from lightning_pfl.federation.forwarding import ForwardingLogger
 from lightning_pfl.federation.frozen import checksums
@@ -117,7 +117,7 @@ class _Turn:
         return verb(self.module, **self.arguments, ckpt_path=path, verbose=False)
 
     def fit(self) -> JobResult:
-        sketches = [one for one in self.trainer.callbacks if isinstance(one, SketchSource)]
+        sketches = [one for one in callbacks_of(self.trainer) if isinstance(one, SketchSource)]
         sketch: torch.Tensor | None = None
 
         def save(carried: dict[str, Any]) -> None:
@@ -161,7 +161,7 @@ class _Turn:
     def forget(self) -> None:
         """Break the cycles between trainer, module and callbacks, so that memory is free when the turn is over."""
         self.module.__dict__["_trainer"] = None
-        for callback in self.trainer.callbacks:
+        for callback in callbacks_of(self.trainer):
             vars(callback).pop("log", None)
             vars(callback).pop("log_dict", None)
         vars(self.strategy).clear()
@@ -229,9 +229,9 @@ def _unfit(client_id: str, checkpoint: Any) -> str:
         path, checkpoint = f"{path}[{bad[0]!r}]", bad[1]
     return (
         f"The state of client `{client_id}` must consist of tensors, numbers, strings and containers, so that a "
-        f"checkpoint from elsewhere cannot run code, but `{path}` is a {type(checkpoint).__name__}. Return plain values "
-        "from `state_dict` and `on_save_checkpoint`, or allow the type with `torch.serialization.add_safe_globals`."
-    )
+        f"checkpoint from elsewhere cannot run code, but `{path}` is a {type(checkpoint).__name__}. Return "
+        "plain values from `state_dict` and `on_save_checkpoint`, or allow the type with
+    `torch.serialization.add_safe_globals`." )
 
 
 def _loads(value: Any) -> bool:

@@ -64,10 +64,10 @@ class ClientsOwnData(L.LightningDataModule):
         return dataset(seed + offset, self.num_examples)
 
     def train_dataloader(self):
-        return DataLoader(self._dataset(0), self.batch_size, shuffle=True, num_workers=self.num_workers)
+        return DataLoader(self._dataset(0), batch_size=self.batch_size, shuffle=True, num_workers=self.num_workers)
 
     def val_dataloader(self):
-        return DataLoader(self._dataset(10_000), self.batch_size)
+        return DataLoader(self._dataset(10_000), batch_size=self.batch_size)
 
     test_dataloader = predict_dataloader = val_dataloader
 

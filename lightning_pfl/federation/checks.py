@@ -1,0 +1,65 @@
+"""What is refused before anything starts, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import lightning as L
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lightning_pfl.aggregation import Aggregator
+from lightning_pfl.callbacks.federated import SketchSource
+from lightning_pfl.federation._compat import callbacks_of, is_dry_run
+
+__all__ = ["check_aggregator", "check_trainer", "require_lightning"]
+
+
+def require_lightning(thing: object, name: str) -> None:
+    """Refuse objects of the other package that holds the same code.
+
+    Raises:
+        TypeError: the object's class comes from ``pytorch_lightning``.
+    """
+    foreign = [base for base in type(thing).__mro__ if base.__module__.split(".")[0] == "pytorch_lightning"]
+    if foreign:
+        raise TypeError(
+            f"{name} is a {type(thing).__name__} made from `pytorch_lightning`, which is another package with the same "
+            "code, and its classes are not those of `lightning`. Change the import to `import lightning.pytorch as pl`."
+        )
+
+
+def check_trainer(trainer: L.Trainer, stage: TrainerFn) -> None:
+    """Refuse what has no meaning in rounds.
+
+    Raises:
+        ValueError: ``max_steps``, or a callback that searches for a batch size or a learning rate.
+        TypeError: a callback from ``pytorch_lightning``.
+    """
+    for callback in callbacks_of(trainer):
+        require_lightning(callback, f"The callback {type(callback).__name__}")
+        if isinstance(callback, (BatchSizeFinder, LearningRateFinder)) and stage is TrainerFn.FITTING:
+            raise ValueError(
+                f"`{type(callback).__name__}` would search anew in every client and every round. Search once with a "
+                "Trainer without the federated strategy, and give the module what was found."
+            )
+    if stage is not TrainerFn.FITTING or is_dry_run(trainer):
+        return
+    if trainer.max_steps != -1:
+        raise ValueError(
+            f"`Trainer(max_steps={trainer.max_steps})` counts optimizer steps, but the driver's loop counts "
+            "rounds. Use `max_epochs` for the number of rounds, and `FederatedStrategy(local_steps=...)` for steps
+        within one." )
+
+
+def check_aggregator(aggregator: Aggregator, callbacks: Sequence[L.Callback]) -> None:
+    """Refuse a rule that needs what nobody makes.
+
+    Raises:
+        ValueError: it needs relevance sketches and there is no probe.
+    """
+    if aggregator.needs_sketches and not any(isinstance(callback, SketchSource) for callback in callbacks):
+        raise ValueError(
+            f"`{type(aggregator).__name__}` weighs clients by sketches of their tasks, but no callback makes any. Add "
+            "`RelevanceProbe(...)` to `Trainer(callbacks=...)`, or use `UniformAggregator()`."
+        )

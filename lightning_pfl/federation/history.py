@@ -1,0 +1,131 @@
+"""What a run remembers for its user: who counted how much for whom in every round, and what travelled.
+
+`RelevanceRecord` is one round's N x N matrices; `RelevanceFile` keeps all of them as lines of JSON beside the run's
+other logs. `Traffic` counts bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from lightning_pfl.types import Aggregation
+
+__all__ = ["RelevanceFile", "RelevanceRecord", "Traffic"]
+
+
+@dataclass(frozen=True, eq=False)
+class RelevanceRecord:
+    """How one round's mixtures weighed the clients.
+
+    Attributes:
+        round: from 0.
+        client_ids: of rows and columns.
+        weights: shape ``[N, N]``, row i is client i's mixture. None where nothing was mixed.
+        similarity: shape ``[N, N]``, cosine of sketches. None without sketches.
+    """
+
+    round: int
+    client_ids: tuple[str, ...]
+    weights: Tensor | None
+    similarity: Tensor | None
+
+    @staticmethod
+    def of(round: int, aggregation: Aggregation) -> RelevanceRecord:
+        """A round's record."""
+        return RelevanceRecord(round, tuple(aggregation.client_ids), aggregation.weights, aggregation.similarity)
+
+    def summary(self) -> dict[str, float]:
+        """Numbers for the log.
+
+        ``relevance/similarity`` is the mean over pairs of different clients; ``relevance/evenness`` the mean entropy of
+        a row over the others, from 0 (all weight on one) to 1 (all alike).
+
+        Example:
+            >>> even = torch.tensor([[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]])
+            >>> RelevanceRecord(0, ("a", "b", "c"), even, None).summary()
+            {'relevance/evenness': 1.0}
+        """
+        result = {}
+        count = len(self.client_ids)
+        others = ~torch.eye(count, dtype=torch.bool)
+        if self.similarity is not None and count > 1:
+            known = self.similarity[others]
+            known = known[torch.isfinite(known)]
+            if known.numel():
+                result["relevance/similarity"] = float(known.mean())
+        if self.weights is not None and count > 2:
+            rows = self.weights[others].reshape(count, count - 1).double()
+            total = rows.sum(1, keepdim=True)
+            rows = (rows / total)[total.squeeze(1) > 0]
+            if rows.numel():
+                entropy = -(rows * rows.clamp_min(1e-300).log()).sum(1)
+                result["relevance/evenness"] = round(float(entropy.mean()) / math.log(count - 1), 6)
+        return result
+
+    def dump(self) -> dict[str, Any]:
+        """Plain containers, for a checkpoint."""
+        return {
+            "round": self.round,
+            "client_ids": list(self.client_ids),
+            "weights": self.weights,
+            "similarity": self.similarity,
+        }
+
+    @staticmethod
+    def load(entry: Mapping[str, Any]) -> RelevanceRecord:
+        """Undo `dump`."""
+        return RelevanceRecord(entry["round"], tuple(entry["client_ids"]), entry["weights"], entry["similarity"])
+
+
+@final
+class RelevanceFile:
+    """One line of JSON per round: ``round``, ``client_ids``, ``weights``, ``similarity``.
+
+    Args:
+        path: of the file; its folder is made when the first line is written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def restart(self, records: Sequence[RelevanceRecord]) -> None:
+        """Write the rounds up to here, and no others: a run may have been resumed from an earlier one."""
+        self.path.unlink(missing_ok=True)
+        for record in records:
+            self.append(record)
+
+    def append(self, record: RelevanceRecord) -> None:
+        """Add one round."""
+        line = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in record.dump().items()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that travelled between one client and the server so far.
+
+    Attributes:
+        up: from the client.
+        down: to the client.
+
+    Example:
+        >>> Traffic(up=10) + Traffic(up=5, down=1)
+        Traffic(up=15, down=1)
+    """
+
+    up: int = 0
+    down: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.up + other.up, self.down + other.down)

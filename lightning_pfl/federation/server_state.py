@@ -1,0 +1,162 @@
+"""`ServerState`: all that a federation knows between rounds, and therefore all that a checkpoint of it must hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+from lightning_pfl.aggregation import Aggregator
+from lightning_pfl.aggregation.memory import dump_flat, load_flat
+from lightning_pfl.errors import CheckpointMismatchError
+from lightning_pfl.federation.fingerprint import Fingerprint
+from lightning_pfl.federation.history import RelevanceRecord, Traffic
+from lightning_pfl.federation.store import ClientStore
+from lightning_pfl.types import Aggregation, Personalized, SharedTensors
+
+__all__ = ["ServerState"]
+
+_VERSION = 1
+
+
+@final
+class ServerState:
+    """What the server knows.
+
+    Args:
+        client_ids: of the run, in order.
+        store: the clients' private states.
+
+    Attributes:
+        aggregator: what the aggregator remembers.
+        personalized: what each known client receives next.
+        newcomer: what a client receives that has never sent anything.
+        relevance: one record per round.
+        traffic: per client, bytes so far.
+    """
+
+    def __init__(self, client_ids: Sequence[str], store: ClientStore) -> None:
+        self.client_ids = tuple(client_ids)
+        self.store = store
+        self.aggregator: Mapping[str, Any] = {}
+        self.personalized: dict[str, Personalized] = {}
+        self.newcomer = Personalized()
+        self.relevance: list[RelevanceRecord] = []
+        self.traffic = {client_id: Traffic() for client_id in self.client_ids}
+        self._received: dict[str, Personalized] = {}
+
+    def next_for(self, client_id: str) -> Personalized:
+        """What a client receives in its next turn, counted as traffic once."""
+        personalized = self.personalized.get(client_id, self.newcomer)
+        if self._received.get(client_id) is not personalized:
+            self._received[client_id] = personalized
+            self.traffic[client_id] += Traffic(down=personalized.nbytes)
+        return personalized
+
+    def accept(self, round: int, aggregation: Aggregation) -> RelevanceRecord:
+        """Take over a round's aggregation."""
+        self.aggregator = aggregation.state
+        self.personalized = dict(aggregation.personalized)
+        self.newcomer = aggregation.newcomer
+        record = RelevanceRecord.of(round, aggregation)
+        self.relevance.append(record)
+        return record
+
+    def state_dict(self, aggregator: Aggregator, fingerprints: Mapping[str, Fingerprint]) -> dict[str, Any]:
+        """Plain containers that load with ``weights_only=True``."""
+        return {
+            "version": _VERSION,
+            "client_ids": list(self.client_ids),
+            "models": {name: fingerprint.dump() for name, fingerprint in fingerprints.items()},
+            "rule": type(aggregator).__name__,
+            "aggregator": dict(self.aggregator),
+            "personalized": {client_id: _dump(one) for client_id, one in self.personalized.items()},
+            "newcomer": _dump(self.newcomer),
+            "received": [
+                client_id
+                for client_id, one in self._received.items()
+                if one is self.personalized.get(client_id, self.newcomer)
+            ],
+            "relevance": [record.dump() for record in self.relevance],
+            "traffic": {client_id: [one.up, one.down] for client_id, one in self.traffic.items()},
+            "store": self.store.state_dict(),
+        }
+
+    def load_state_dict(
+        self, saved: Mapping[str, Any], aggregator: Aggregator | None, fingerprints: Mapping[str, Fingerprint]
+    ) -> None:
+        """Go back to a checkpoint.
+
+        Args:
+            saved: from `state_dict`.
+            aggregator: what shall go on with it; None when nothing is trained.
+            fingerprints: of the run's models.
+
+        Raises:
+            CheckpointMismatchError: it belongs to other clients, other models or another aggregator. Nothing has
+                changed then.
+        """
+        self._check(saved, aggregator, fingerprints)
+        self.store.load_state_dict(saved["store"])
+        self.aggregator = saved["aggregator"]
+        self.personalized = {client_id: _load(entry) for client_id, entry in saved["personalized"].items()}
+        self.newcomer = _load(saved["newcomer"])
+        self._received = {client_id: self.personalized.get(client_id, self.newcomer) for client_id in saved["received"]}
+        self.relevance = [RelevanceRecord.load(entry) for entry in saved["relevance"]]
+        self.traffic = {client_id: Traffic(*numbers) for client_id, numbers in saved["traffic"].items()}
+
+    def _check(
+        self, saved: Mapping[str, Any], aggregator: Aggregator | None, fingerprints: Mapping[str, Fingerprint]
+    ) -> None:
+        if saved.get("version") != _VERSION:
+            raise CheckpointMismatchError(
+                f"The checkpoint's federated part has version {saved.get('version')!r}, but this release reads "
+                f"{_VERSION}. Resume with the release that wrote it."
+            )
+        theirs = tuple(saved["client_ids"])
+        if theirs != self.client_ids:
+            only_there = sorted(set(theirs) - set(self.client_ids))
+            only_here = sorted(set(self.client_ids) - set(theirs))
+            difference = (
+                f"it has {only_there[:5]} and lacks {only_here[:5]}"
+                if only_there or only_here
+                else "they are the same, but in another order, which decides who takes part in a round"
+            )
+            raise CheckpointMismatchError(
+                f"The checkpoint belongs to {len(theirs)} clients and this run has {len(self.client_ids)}: "
+                f"{difference}. Give `FederatedStrategy(clients=...)` the clients of the run that wrote it."
+            )
+        for name, fingerprint in fingerprints.items():
+            there = saved["models"].get(name)
+            if there is None:
+                what = "all: that run had no such model"
+            elif (found := fingerprint.difference(Fingerprint.load(there))) is not None:
+                what = found
+            else:
+                continue
+            raise CheckpointMismatchError(
+                f"The checkpoint does not fit {name}: it differs in {what}. Resume with the model and the "
+                "adapters (rank, target modules, number of blocks) of the run that wrote it."
+            )
+        if aggregator is not None and saved["aggregator"] and saved["rule"] != type(aggregator).__name__:
+            raise CheckpointMismatchError(
+                f"The checkpoint was written with `{saved['rule']}`, and `{type(aggregator).__name__}` cannot "
+                "go on with what that remembers. Resume with the aggregator that the run was started with."
+            )
+
+
+def _dump(personalized: Personalized) -> dict[str, Any]:
+    parts = {"frozen": personalized.frozen, "start": personalized.start}
+    return {
+        name: None
+        if part is None
+        else {"common": dump_flat(part.common), "same_architecture": dump_flat(part.same_architecture)}
+        for name, part in parts.items()
+    }
+
+
+def _load(entry: Mapping[str, Any]) -> Personalized:
+    parts = {
+        name: None if part is None else SharedTensors(load_flat(part["common"]), load_flat(part["same_architecture"]))
+        for name, part in entry.items()
+    }
+    return Personalized(**parts)
