@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, final
 
 import torch
@@ -69,7 +69,7 @@ class Additive(Combine):
 class GatePolicy(ABC):
     """A rule that weighs G against L in every adapted layer."""
 
-    combine: Combine = field(default_factory=Convex)
+    combine: Combine = Convex()  # not a factory: LightningCLI reads defaults, and would build a `Combine`
 
     @property
     @abstractmethod

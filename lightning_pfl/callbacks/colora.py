@@ -183,10 +183,8 @@ class CoLoRA(Exchange):
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         _check_namespace(trainer, pl_module)
-        is_built = not any(_overrides(pl_module, hook) for hook in _BUILDERS)
-        self._check_averaging(trainer, stage, is_built=is_built)
         global_branch = self._global_branch and hasattr(trainer.strategy, "client_id")
-        if is_built:
+        if stage == "fit" and self._before_averaging(trainer, pl_module):
             self._inject(pl_module, stage, global_branch)
         else:
             around(pl_module, "configure_model", _configure_model, self, stage, global_branch)
@@ -267,24 +265,27 @@ class CoLoRA(Exchange):
             self.aligned.apply(module)
         attach(module, adapters_only=self.adapters_only_checkpoints)
 
-    def _check_averaging(self, trainer: L.Trainer, stage: str, *, is_built: bool) -> None:
-        if stage != "fit":
-            return
+    def _before_averaging(self, trainer: L.Trainer, module: L.LightningModule) -> bool:
+        """Whether adapters must be there now, because another callback copies the module when it is set up."""
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        for index, callback in enumerate(callbacks):
-            if not isinstance(callback, (StochasticWeightAveraging, WeightAveraging)):
-                continue
-            name = type(callback).__name__
-            if self in callbacks[index:]:
+        names = [
+            (index, type(callback).__name__)
+            for index, callback in enumerate(callbacks)
+            if isinstance(callback, (StochasticWeightAveraging, WeightAveraging))
+        ]
+        is_built = any(adapted_layers(module)) or not any(_overrides(module, hook) for hook in _BUILDERS)
+        for index, name in names:
+            if index < callbacks.index(self):
                 raise ValueError(
                     f"`{name}` copies the module when it is set up, so it must come after CoLoRA in `callbacks`, or "
                     "its copy has no adapters."
                 )
-            if not is_built and isinstance(callback, StochasticWeightAveraging):
+            if not is_built and name == StochasticWeightAveraging.__name__:
                 raise ValueError(
                     f"`{name}` copies the module before `setup` or `configure_model` has built all its layers. "
                     "Build the layers in `__init__`, or use EMAWeightAveraging."
                 )
+        return bool(names) and is_built
 
 
 def _configure_model(module: L.LightningModule, callback: CoLoRA, stage: str, global_branch: bool) -> None:
