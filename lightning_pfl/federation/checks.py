@@ -48,8 +48,9 @@ def check_trainer(trainer: L.Trainer, stage: TrainerFn) -> None:
     if trainer.max_steps != -1:
         raise ValueError(
             f"`Trainer(max_steps={trainer.max_steps})` counts optimizer steps, but the driver's loop counts "
-            "rounds. Use `max_epochs` for the number of rounds, and `FederatedStrategy(local_steps=...)` for steps
-        within one." )
+            "rounds. Use `max_epochs` for the number of rounds, and `FederatedStrategy(local_steps=...)` for steps "
+            "within one."
+        )
 
 
 def check_aggregator(aggregator: Aggregator, callbacks: Sequence[L.Callback]) -> None:

@@ -44,8 +44,9 @@ def nothing_shared() -> ValueError:
     """The error for a run in which clients would have nothing to tell each other."""
     return ValueError(
         "Clients share nothing: there is no callback that exchanges tensors and `share=` is empty. Add "
-        "`CoLoRA(...)` to `Trainer(callbacks=...)`, or name the tensors to share, for example
-    `FederatedStrategy(share=['encoder'])`." )
+        "`CoLoRA(...)` to `Trainer(callbacks=...)`, or name the tensors to share, for example "
+        "`FederatedStrategy(share=['encoder'])`."
+    )
 
 
 @final
