@@ -230,8 +230,9 @@ def _unfit(client_id: str, checkpoint: Any) -> str:
     return (
         f"The state of client `{client_id}` must consist of tensors, numbers, strings and containers, so that a "
         f"checkpoint from elsewhere cannot run code, but `{path}` is a {type(checkpoint).__name__}. Return "
-        "plain values from `state_dict` and `on_save_checkpoint`, or allow the type with
-    `torch.serialization.add_safe_globals`." )
+        "plain values from `state_dict` and `on_save_checkpoint`, or allow the type with "
+        "`torch.serialization.add_safe_globals`."
+    )
 
 
 def _loads(value: Any) -> bool:
