@@ -153,8 +153,8 @@ class VisionLanguageModule(L.LightningModule):
         """Log `val_loss` and `val_acc`."""
         self._evaluate(batch, "val")
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Log `test_loss` and `test_acc`."""
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log `test_loss` and `test_acc`, per loader where there are several."""
         self._evaluate(batch, "test")
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Scores:

@@ -1,0 +1,79 @@
+"""The command line, ``lightning-pfl``: where the rooms are put together."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from lightning_pfl.__about__ import __version__
+
+__all__ = ["demo", "main"]
+
+
+def demo(*, quick: bool = False, output: Path = Path("demo-output"), seed: int = 0, actors: int = 2) -> None:
+    """Let clients on two families of language models learn from each other on real pictures, and show what came out.
+
+    Args:
+        quick: tiny models and drawn shapes instead; nothing is downloaded.
+        output: folder for results, the picture of who learned from whom, adapters and logs.
+        seed: of everything.
+        actors: Ray actors that clients run in; 0 runs them one after another in this process.
+    """
+    import dataclasses
+
+    from rich.console import Console
+
+    from lightning_pfl.demo.materials import PackagedMaterials
+    from lightning_pfl.demo.plan import full_plan
+    from lightning_pfl.demo.report import print_report, write_report
+    from lightning_pfl.demo.run import run_demo
+    from lightning_pfl.demo.tiny import TinyMaterials, quick_plan
+    from lightning_pfl.federation import LocalPool, RayPool
+
+    console, start = Console(), time.monotonic()
+
+    def step(what: str) -> None:
+        console.print(f"[dim]{time.monotonic() - start:6.1f} s[/dim]  {what}")
+
+    plan = dataclasses.replace(quick_plan() if quick else full_plan(), seed=seed)
+    materials = TinyMaterials(output / "tiny") if quick else PackagedMaterials()
+
+    def pool() -> LocalPool | RayPool:
+        return RayPool(num_actors=actors) if actors else LocalPool()
+
+    result = run_demo(plan, materials, output, pool=pool, step=step)
+    print_report(plan, result, console)
+    for path in write_report(plan, result, output):
+        console.print(f"wrote {path}")
+    step("done")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of the console script."""
+    try:
+        from jsonargparse import ArgumentParser
+    except ImportError:
+        sys.exit("The command line needs jsonargparse: pip install 'lightning-pfl[cli]'")
+    parser = ArgumentParser(prog="lightning-pfl", description=__doc__, version=__version__)
+    commands = parser.add_subcommands(required=True)
+    for function, flags in _COMMANDS.items():
+        command = ArgumentParser(description=(function.__doc__ or "").split("\n", 1)[0])
+        command.add_function_arguments(function, skip=set(flags))
+        for flag, help_ in flags.items():
+            command.add_argument(f"--{flag}", action="store_true", help=help_)
+        commands.add_subcommand(function.__name__, command, help=command.description)
+    chosen = parser.parse_args(args)
+    function = next(function for function in _COMMANDS if function.__name__ == chosen.subcommand)
+    function(**chosen[chosen.subcommand].as_dict())
+
+
+_COMMANDS: Mapping[Callable[..., None], Mapping[str, str]] = {
+    demo: {"quick": "Tiny models and drawn shapes instead; nothing is downloaded."},
+}
+"""Per command, which of its arguments are flags, with their help."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The main job, end to end, for a person at a terminal. Start at `run.run_demo`."""

@@ -1,0 +1,106 @@
+"""What the demo runs: which clients on which models and tasks, for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lightning_pfl.benchmark.weights import GEMMA3_270M, SMOLLM2_135M
+
+__all__ = ["ClientPlan", "ModelPlan", "Plan", "full_plan"]
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """One architecture.
+
+    Attributes:
+        name: of the language model, as `benchmark.weights.load_language_model` takes it.
+        num_layers: how many of its layers are kept; None keeps all.
+        lr: learning rate of its clients, tuned on validation splits for every method alike.
+    """
+
+    name: str
+    num_layers: int | None
+    lr: float
+
+
+@dataclass(frozen=True)
+class ClientPlan:
+    """One client.
+
+    Attributes:
+        id: as in the tables.
+        model: key into `Plan.models`.
+        task: name of its task.
+    """
+
+    id: str
+    model: str
+    task: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run of the demo.
+
+    Attributes:
+        models: by a short key.
+        anchor: key of the model that the others are aligned to; it is also the relevance probe.
+        clients: who takes part.
+        rounds: federated rounds.
+        steps: optimizer steps per client and round.
+        batch_size: examples per step.
+        num_train: training examples per client.
+        num_val: validation examples per client.
+        num_test: test examples per task.
+        rank: of the adapters.
+        alpha: the scale of an adapter is alpha / rank.
+        num_blocks: Co-LoRA blocks per model.
+        num_public: public captions that the alignment reads.
+        seed: of everything.
+    """
+
+    models: Mapping[str, ModelPlan]
+    anchor: str
+    clients: Sequence[ClientPlan]
+    rounds: int
+    steps: int
+    batch_size: int = 8
+    num_train: int = 64
+    num_val: int = 32
+    num_test: int = 100
+    rank: int = 16
+    alpha: float = 32
+    num_blocks: int = 2
+    num_public: int = 400
+    seed: int = 0
+
+
+def full_plan() -> Plan:
+    """Eight clients on two families of language models; each task has one relative, on the other family."""
+    pairs = {
+        "kind": ("google", "fluent"),
+        "defect": ("photo", "art4apps"),
+        "animal": ("openclipart", "google"),
+        "shape": ("photo", "fluent"),
+    }
+    return Plan(
+        models={
+            "smollm2": ModelPlan(SMOLLM2_135M, num_layers=15, lr=5e-3),
+            "gemma3": ModelPlan(GEMMA3_270M, num_layers=9, lr=5e-3),
+        },
+        anchor="smollm2",
+        clients=_clients(pairs, ("smollm2", "gemma3")),
+        rounds=5,
+        steps=12,
+    )
+
+
+def _clients(pairs: Mapping[str, tuple[str, str]], models: tuple[str, str]) -> tuple[ClientPlan, ...]:
+    """Two clients per family, one on each model; which domain goes to which model alternates."""
+    clients = []
+    for index, (family, domains) in enumerate(pairs.items()):
+        for model, domain in zip(models, domains[:: -1 if index % 2 else 1], strict=True):
+            clients.append(ClientPlan(f"{family}-{domain}", model, f"{family}-{domain}"))
+    return tuple(clients)

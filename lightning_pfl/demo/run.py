@@ -1,0 +1,246 @@
+"""The demo itself: make models meet, train every method for the same steps, measure every client on every task."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import lightning as L
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_pfl.adapters import CoLoraConfig
+from lightning_pfl.adapters.alignment import Alignment
+from lightning_pfl.aggregation import Aggregator, LocalOnly, RelevanceAggregator
+from lightning_pfl.benchmark.batches import TaskDataset
+from lightning_pfl.benchmark.tasks import Task
+from lightning_pfl.benchmark.vlm import VisionLanguageModule
+from lightning_pfl.callbacks.colora import CoLoRA
+from lightning_pfl.callbacks.relevance_probe import RelevanceProbe
+from lightning_pfl.demo.alignment import align_on_captions
+from lightning_pfl.demo.data import DemoData, ProbeSet
+from lightning_pfl.demo.materials import Materials
+from lightning_pfl.demo.plan import Plan
+from lightning_pfl.demo.scores import Count, Scores
+from lightning_pfl.federation import Client, FederatedStrategy
+from lightning_pfl.federation.pools import ClientPool
+from lightning_pfl.relevance import CausalLMProbe
+
+__all__ = ["DemoResult", "Method", "run_demo"]
+
+log = logging.getLogger(__name__)
+
+Step = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train the clients.
+
+    Attributes:
+        name: as in the tables.
+        aggregator: the server's rule.
+    """
+
+    name: str
+    aggregator: Aggregator
+
+
+@dataclass(frozen=True, eq=False)
+class DemoResult:
+    """What came out.
+
+    Attributes:
+        tasks: by name.
+        scores: per method, in the order in which they ran.
+        strategy: of the last method, which exchanged: relevance, traffic, adapters.
+    """
+
+    tasks: Mapping[str, Task]
+    scores: Sequence[Scores]
+    strategy: FederatedStrategy
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Built:
+    """A module made once, handed to all clients of its model."""
+
+    module: VisionLanguageModule
+
+    def __call__(self) -> VisionLanguageModule:
+        return self.module
+
+
+def methods() -> tuple[Method, ...]:
+    """Local training, then ours."""
+    return Method("local only", LocalOnly()), Method("ours", RelevanceAggregator())
+
+
+def run_demo(
+    plan: Plan, materials: Materials, output: Path, *, pool: Callable[[], ClientPool], step: Step
+) -> DemoResult:
+    """Run every method on the same models, data and steps.
+
+    Args:
+        plan: what to run.
+        materials: models, tasks, captions.
+        output: folder for logs; made if it is not there.
+        pool: makes the place where clients run, once per method.
+        step: called with what is being done, for progress.
+
+    Returns:
+        The scores and the strategy that exchanged.
+    """
+    step("pictures and their features")
+    tasks = {name: _cut(task, plan) for name, task in materials.tasks([client.task for client in plan.clients]).items()}
+    step("language models and projectors")
+    tokenizers, pristine = {}, {}
+    for key, model in plan.models.items():
+        language_model, tokenizers[key] = materials.language_model(model)
+        projector = materials.projector(model, language_model, tokenizers[key])
+        pristine[key] = VisionLanguageModule(language_model, projector, lr=model.lr)
+    data = _data_of(plan, tasks, tokenizers, pristine[plan.anchor], materials)
+    probe = CausalLMProbe(pristine[plan.anchor].language_model)
+    probe.prepare()
+
+    step("aligning the models on public captions")
+    config = CoLoraConfig(
+        r=plan.rank, alpha=plan.alpha, num_blocks=plan.num_blocks, exclude_modules=["projector"], private_layers=False
+    )
+    alignment = align_on_captions(
+        {key: _copy(module) for key, module in pristine.items()},
+        tokenizers,
+        materials.store,
+        materials.captions()[: plan.num_public],
+        anchor=plan.anchor,
+        config=config,
+    )
+    scores, strategy = [], None
+    for method in methods():
+        step(f"{method.name}: {plan.rounds} rounds of {plan.steps} steps for {len(plan.clients)} clients")
+        strategy, found = _train(plan, method, alignment, pristine, data, probe, output, pool(), list(tasks))
+        scores.append(found)
+    assert strategy is not None
+    return DemoResult(tasks, scores, strategy)
+
+
+def _train(
+    plan: Plan,
+    method: Method,
+    alignment: Alignment,
+    pristine: Mapping[str, VisionLanguageModule],
+    data: Mapping[str, DemoData],
+    probe: CausalLMProbe,
+    output: Path,
+    pool: ClientPool,
+    task_names: Sequence[str],
+) -> tuple[FederatedStrategy, Scores]:
+    L.seed_everything(plan.seed, verbose=False)
+    modules = {key: _copy(module) for key, module in pristine.items()}
+    sources = {key: _Built(module) for key, module in modules.items()}
+    strategy = FederatedStrategy(
+        clients=[Client(client.id, model=sources[client.model], datamodule=data[client.id]) for client in plan.clients],
+        aggregator=method.aggregator,
+        pool=pool,
+        local_steps=plan.steps,
+        seed=plan.seed,
+    )
+    callbacks: list[L.Callback] = [
+        CoLoRA(
+            plan.rank,
+            plan.alpha,
+            plan.num_blocks,
+            exclude_modules=["projector"],
+            private_layers=False,
+            aligned=alignment,
+            seed=plan.seed,
+        )
+    ]
+    if method.aggregator.needs_sketches:
+        callbacks.append(RelevanceProbe(probe, every_n_steps=4))
+    trainer = L.Trainer(
+        max_epochs=plan.rounds,
+        accelerator="cpu",
+        callbacks=callbacks,
+        strategy=strategy,
+        logger=CSVLogger(output / "logs", name=method.name.replace(" ", "-")),
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    with _quiet():
+        trainer.fit(modules[plan.anchor], data[plan.clients[0].id])
+        (metrics,) = trainer.test(modules[plan.anchor], data[plan.clients[0].id], verbose=False)
+    return strategy, _scores(plan, method, metrics, data, task_names)
+
+
+def _scores(
+    plan: Plan, method: Method, metrics: Mapping[str, float], data: Mapping[str, DemoData], task_names: Sequence[str]
+) -> Scores:
+    counts = {}
+    for client in plan.clients:
+        counts[client.id] = {
+            name: Count(round(metrics[f"client/{client.id}/test_acc/dataloader_idx_{index}"] * len(test)), len(test))
+            for index, (name, test) in enumerate(zip(task_names, data[client.id].test_sets, strict=True))
+        }
+    return Scores(method.name, counts, {client.id: client.task for client in plan.clients})
+
+
+def _data_of(
+    plan: Plan,
+    tasks: Mapping[str, Task],
+    tokenizers: Mapping[str, object],
+    probe: VisionLanguageModule,
+    materials: Materials,
+) -> dict[str, DemoData]:
+    """Each client's data; tests are tokenised once per model."""
+
+    def tensors(examples: Sequence[object], key: str) -> TaskDataset:
+        return TaskDataset(examples, tokenizers[key], materials.store)  # type: ignore[arg-type]
+
+    tests = {key: [tensors(task.test, key) for task in tasks.values()] for key in plan.models}
+    return {
+        client.id: DemoData(
+            tensors(tasks[client.task].train, client.model),
+            tensors(tasks[client.task].val, client.model),
+            tests[client.model],
+            ProbeSet(probe, tensors(tasks[client.task].train, plan.anchor)),
+            batch_size=plan.batch_size,
+        )
+        for client in plan.clients
+    }
+
+
+def _cut(task: Task, plan: Plan) -> Task:
+    return Task(
+        task.name,
+        task.family,
+        task.train[: plan.num_train],
+        task.val[: plan.num_val],
+        task.test[: plan.num_test],
+        task.licences,
+    )
+
+
+def _copy(module: VisionLanguageModule) -> VisionLanguageModule:
+    """A module of its own that shares nothing; adapters can be injected into it."""
+    return copy.deepcopy(module)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's remarks on hardware; its progress bar stays."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
