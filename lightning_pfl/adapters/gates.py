@@ -3,7 +3,8 @@ r"""How the global branch G and the local branch L of an adapted layer are weigh
 Start at `StaticGate`. A gate is a policy: it says what a layer must hold for it, turns that (and, for `InputGate`, a
 summary of the input) into :math:`\beta \in (0, 1)`, and leaves to its `Combine` what beta means: `Convex` is the
 paper's :math:`\beta G + (1 - \beta) L`, `Additive` is :math:`L + \beta G`, which keeps L at full scale from the start.
-To change the rule, subclass `GatePolicy` or `Combine`; nothing else needs to know.
+To change the rule, subclass `GatePolicy` or `Combine`; nothing else needs to know. (The classes here are leaves, but
+not marked ``@final``: jsonargparse, and so LightningCLI, would not take them where an abstract class is asked for.)
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,6 @@ class Combine(ABC):
         """
 
 
-@final
 @dataclass(frozen=True)
 class Convex(Combine):
     """The paper's mixture, beta G + (1 - beta) L: with beta = 0.5 both branches start at half scale.
@@ -50,7 +50,6 @@ class Convex(Combine):
         return beta, 1 - beta
 
 
-@final
 @dataclass(frozen=True)
 class Additive(Combine):
     """L + beta G: the local branch keeps its full scale, the global one is added to it.
@@ -69,7 +68,7 @@ class Additive(Combine):
 class GatePolicy(ABC):
     """A rule that weighs G against L in every adapted layer."""
 
-    combine: Combine = Convex()  # not a factory: LightningCLI reads defaults, and would build a `Combine`
+    combine: Combine = Convex()
 
     @property
     @abstractmethod
@@ -115,7 +114,6 @@ class GatePolicy(ABC):
         return policy
 
 
-@final
 @dataclass(frozen=True)
 class StaticGate(GatePolicy):
     """One trained number per adapted layer, beta = sigmoid(number), 0.5 at the start: the paper's. Can be merged.
@@ -142,7 +140,6 @@ class StaticGate(GatePolicy):
         return parameter.sigmoid()
 
 
-@final
 @dataclass(frozen=True)
 class InputGate(GatePolicy):
     """One number per sample and layer, read from the layer's mean input over the prompt. Cannot be merged.
