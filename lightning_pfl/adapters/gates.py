@@ -4,7 +4,7 @@ Start at `StaticGate`. A gate is a policy: it says what a layer must hold for it
 summary of the input) into :math:`\beta \in (0, 1)`, and leaves to its `Combine` what beta means: `Convex` is the
 paper's :math:`\beta G + (1 - \beta) L`, `Additive` is :math:`L + \beta G`, which keeps L at full scale from the start.
 To change the rule, subclass `GatePolicy` or `Combine`; nothing else needs to know. (The classes here are leaves, but
-not marked ``@final``: jsonargparse, and so LightningCLI, would not take them where an abstract class is asked for.)
+not marked ``@final``: jsonargparse, and so LightningCLI, cannot take a final dataclass as default of an abstract type.)
 """
 
 from __future__ import annotations
