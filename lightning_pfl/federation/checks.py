@@ -43,6 +43,9 @@ def check_trainer(trainer: L.Trainer, stage: TrainerFn) -> None:
                 f"`{type(callback).__name__}` would search anew in every client and every round. Search once with a "
                 "Trainer without the federated strategy, and give the module what was found."
             )
+    sources = [type(callback).__name__ for callback in callbacks_of(trainer) if isinstance(callback, SketchSource)]
+    if len(sources) > 1:
+        raise ValueError(f"A client sends one sketch of its task, but {sources} each make one. Keep one of them.")
     if stage is not TrainerFn.FITTING or is_dry_run(trainer):
         return
     if trainer.max_steps != -1:

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_pfl.callbacks.federated import Exchange
@@ -117,14 +118,18 @@ class ClientStrategy(SingleDeviceStrategy):
         """What the last segment left for the loop beside Lightning's checkpoint."""
         return None if self._incoming is None else cast(Mapping[str, Any], self._incoming[_CARRIED]["loop"])
 
-    @property
-    def exchange(self) -> Exchange:
-        """What shares tensors in this turn."""
-        return exchange_of(callbacks_of(self._trainer), self.share)
+    def exchange_of(self, callbacks: Sequence[L.Callback]) -> Exchange:
+        """What shares tensors: these callbacks and the names in `share`."""
+        return exchange_of(callbacks, self.share)
 
     def save_with(self, carried: dict[str, Any]) -> None:
         """Take the client's checkpoint, with what the loop carries along."""
         self._loop_state = carried
+        for source in callbacks_of(self._trainer):
+            if isinstance(
+                source, SketchSource
+            ):  # before the checkpoint, so that the next turn starts a mean of its own
+                self.sketch = source.take_sketch()
         self._trainer.save_checkpoint(OUT)
 
     @override
@@ -138,7 +143,7 @@ class ClientStrategy(SingleDeviceStrategy):
     def setup(self, trainer: L.Trainer) -> None:
         self._remember_base()
         if self._personalized.frozen is not None or self._personalized.start is not None:
-            self.exchange.receive(self._module, self._personalized)
+            self.exchange_of(callbacks_of(trainer)).receive(self._module, self._personalized)
         if self._only_build:
             raise ModelReady
         super().setup(trainer)
@@ -154,7 +159,12 @@ class ClientStrategy(SingleDeviceStrategy):
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         self._remember_base()
         left_out = self._check_base(checkpoint)
-        missing, unexpected = self._module.load_state_dict(checkpoint["state_dict"], strict=False)
+        own = self._module.state_dict()
+        state = dict(checkpoint["state_dict"])
+        for name in [name for name, value in state.items() if name in own and _is_same(value, own[name])]:
+            del state[name]  # a hook has filled it in; copying a tensor onto itself would unshare its memory
+            left_out.add(name)
+        missing, unexpected = self._module.load_state_dict(state, strict=False)
         missing = [name for name in missing if name not in left_out]
         if strict and (missing or unexpected):
             raise RuntimeError(
@@ -173,7 +183,7 @@ class ClientStrategy(SingleDeviceStrategy):
         left_out = {}
         for name, before in self._base.items():
             kept = checkpoint["state_dict"].get(name)
-            if now.get(name) == before and kept is not None and kept.data_ptr() == live[name].data_ptr():
+            if now.get(name) == before and kept is not None and _is_same(kept, live[name]):
                 del checkpoint["state_dict"][name]
                 left_out[name] = before
         for key in [key for key in checkpoint if "hparams" in key or "hyper_parameters" in key]:
@@ -220,6 +230,13 @@ class ClientStrategy(SingleDeviceStrategy):
                 "them from a file, or seed them."
             )
         return set(left_out)
+
+
+def _is_same(one: object, other: object) -> bool:
+    """Whether two tensors are the same memory."""
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor) or one.shape != other.shape:
+        return False
+    return one.numel() > 0 and one.data_ptr() == other.data_ptr()
 
 
 @final

@@ -2,25 +2,53 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
+from safetensors.torch import save_file
 
+from lightning_pfl.callbacks.colora import CoLoRA
+from lightning_pfl.federation._compat import callbacks_of
+from lightning_pfl.federation.client_strategy import ClientStrategy
 from lightning_pfl.federation.rounds import Rounds
 from lightning_pfl.federation.turn import build_client
 
-__all__ = ["personalize"]
+__all__ = ["export", "personalize"]
 
 
 def personalize(rounds: Rounds, client_id: str, module: L.LightningModule) -> L.LightningModule:
     """See `FederatedStrategy.personalize`."""
-    plan = rounds.plan
-    job = rounds.job(client_id, TrainerFn.FITTING, rounds.round or 0)
-    _, personal = build_client(plan.snapshots[job.snapshot], job)
-    return personal.eval()
+    if rounds.plan.has_default_model(client_id) and type(module) is not rounds.plan.default_class:
+        raise TypeError(
+            f"Client `{client_id}` trained the module that was handed to the Trainer, a "
+            f"{rounds.plan.default_class.__name__}, but here is a {type(module).__name__}. Pass a module of that class."
+        )
+    _, personal = _build(rounds, client_id)
+    return personal
 
 
 def export(rounds: Rounds, client_id: str, path: Path) -> Path:
     """See `FederatedStrategy.export`."""
-    raise NotImplementedError
+    trainer, module = _build(rounds, client_id)
+    adapters = [callback for callback in callbacks_of(trainer) if isinstance(callback, CoLoRA)]
+    if adapters:
+        adapters[0].export(module, path)
+    strategy = trainer.strategy
+    assert isinstance(strategy, ClientStrategy)
+    if strategy.share or not adapters:
+        shared = strategy.exchange_of(callbacks_of(trainer)).upload(module)
+        path.mkdir(parents=True, exist_ok=True)
+        tensors = {**shared.common.unpack(), **shared.same_architecture.unpack()}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path / "shared_tensors.safetensors")
+        about = {"client_id": client_id, "model": type(module).__name__, "share": list(strategy.share)}
+        (path / "shared_tensors.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def _build(rounds: Rounds, client_id: str) -> tuple[L.Trainer, L.LightningModule]:
+    job = rounds.job(client_id, TrainerFn.FITTING, rounds.round or 0, count=False)
+    with rounds.plan.settings.turn(seed=job.seed, num_threads=job.num_threads):
+        trainer, module = build_client(rounds.plan.snapshots[job.snapshot], job)
+    return trainer, module.eval()

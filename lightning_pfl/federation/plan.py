@@ -26,6 +26,7 @@ from lightning_pfl.federation._compat import attach_datamodule, is_overridden
 from lightning_pfl.federation.checks import require_lightning
 from lightning_pfl.federation.client import Client
 from lightning_pfl.federation.fingerprint import Fingerprint
+from lightning_pfl.federation.pools.isolation import ProcessSettings
 from lightning_pfl.federation.schedule import client_seed
 from lightning_pfl.federation.sharing import JointExchange
 from lightning_pfl.federation.snapshot import Snapshot
@@ -51,6 +52,8 @@ class Plan:
         validating: who has validation data.
         samples: what one client of each model would send, where that is known before it runs.
         file: where the snapshots' big tensors lie.
+        settings: of this process, for turns that run in it.
+        default_class: of the module that was handed to the Trainer.
     """
 
     clients: tuple[Client, ...]
@@ -60,6 +63,12 @@ class Plan:
     validating: frozenset[str]
     samples: tuple[ClientUpdate, ...]
     file: TensorFile
+    settings: ProcessSettings
+    default_class: type[L.LightningModule]
+
+    def has_default_model(self, client_id: str) -> bool:
+        """Whether a client has the model that was handed to the Trainer."""
+        return self.snapshot_of[client_id] == _DEFAULT
 
 
 def make_plan(
@@ -123,7 +132,17 @@ def make_plan(
         if is_overridden("validation_step", models[snapshot_of[client.id]])
         and _validates(datamodules.get(client.id, data.datamodule), data, models[snapshot_of[client.id]])
     )
-    return Plan(tuple(clients), snapshots, snapshot_of, fingerprints, validating, tuple(samples), file)
+    return Plan(
+        clients=tuple(clients),
+        snapshots=snapshots,
+        snapshot_of=snapshot_of,
+        fingerprints=fingerprints,
+        validating=validating,
+        samples=tuple(samples),
+        file=file,
+        settings=ProcessSettings.capture(),
+        default_class=type(module),
+    )
 
 
 def _assign_models(clients: Sequence[Client]) -> dict[str, str]:

@@ -165,10 +165,10 @@ class Rounds:
         """
         self.state.load_state_dict(saved, self._aggregator if training else None, self.plan.fingerprints)
 
-    def job(self, client_id: str, stage: TrainerFn, round: int) -> Job:
-        """A client's next turn as data."""
+    def job(self, client_id: str, stage: TrainerFn, round: int, *, count: bool = True) -> Job:
+        """A client's next turn as data; ``count`` says whether what the server sends is traffic."""
         return Job(
-            assignment=Assignment(client_id, round, self.state.next_for(client_id)),
+            assignment=Assignment(client_id, round, self.state.next_for(client_id, count=count)),
             stage=stage,
             snapshot=self.plan.snapshot_of[client_id],
             state=self.state.store.get(client_id),

@@ -44,10 +44,10 @@ class ServerState:
         self.traffic = {client_id: Traffic() for client_id in self.client_ids}
         self._received: dict[str, Personalized] = {}
 
-    def next_for(self, client_id: str) -> Personalized:
+    def next_for(self, client_id: str, *, count: bool = True) -> Personalized:
         """What a client receives in its next turn, counted as traffic once."""
         personalized = self.personalized.get(client_id, self.newcomer)
-        if self._received.get(client_id) is not personalized:
+        if count and self._received.get(client_id) is not personalized:
             self._received[client_id] = personalized
             self.traffic[client_id] += Traffic(down=personalized.nbytes)
         return personalized

@@ -77,6 +77,7 @@ def build_client(snapshot: Snapshot, job: Job) -> tuple[L.Trainer, L.LightningMo
     with quiet():
         turn = _Turn(snapshot, job, only_build=True)
         turn.run()
+    turn.module.__dict__["_trainer"] = None  # the module outlives the turn, and should be free to be pickled
     return turn.trainer, turn.module
 
 
@@ -117,8 +118,8 @@ class _Turn:
         return verb(self.module, **self.arguments, ckpt_path=path, verbose=False)
 
     def fit(self) -> JobResult:
-        sketches = [one for one in callbacks_of(self.trainer) if isinstance(one, SketchSource)]
         sketch: torch.Tensor | None = None
+        sketches = [one for one in callbacks_of(self.trainer) if isinstance(one, SketchSource)]
 
         def save(carried: dict[str, Any]) -> None:
             nonlocal sketch
@@ -136,7 +137,7 @@ class _Turn:
         self.trainer.fit_loop = loop
         self.run()
         metrics = self._metrics()
-        exchange = self.strategy.exchange
+        exchange = self.strategy.exchange_of(callbacks_of(self.trainer))
         update = ClientUpdate(
             client_id=self.client_id,
             round=self.job.assignment.round,
@@ -160,10 +161,10 @@ class _Turn:
 
     def forget(self) -> None:
         """Break the cycles between trainer, module and callbacks, so that memory is free when the turn is over."""
-        self.module.__dict__["_trainer"] = None
         for callback in callbacks_of(self.trainer):
             vars(callback).pop("log", None)
             vars(callback).pop("log_dict", None)
+        vars(self.module).clear()
         vars(self.strategy).clear()
         vars(self.trainer).clear()
 
