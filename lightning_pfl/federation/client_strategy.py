@@ -125,11 +125,6 @@ class ClientStrategy(SingleDeviceStrategy):
     def save_with(self, carried: dict[str, Any]) -> None:
         """Take the client's checkpoint, with what the loop carries along."""
         self._loop_state = carried
-        for source in callbacks_of(self._trainer):
-            if isinstance(
-                source, SketchSource
-            ):  # before the checkpoint, so that the next turn starts a mean of its own
-                self.sketch = source.take_sketch()
         self._trainer.save_checkpoint(OUT)
 
     @override
