@@ -168,7 +168,12 @@ class CoLoraConfig(PeftConfig):
 
 
 def features(layer: nn.Module) -> tuple[int, int]:
-    """Input and output width of a layer that can hold an adapter (torch's Linear, transformers' Conv1D)."""
+    """Input and output width of a layer that can hold an adapter (torch's Linear, transformers' Conv1D).
+
+    Example:
+        >>> features(nn.Linear(4, 3))
+        (4, 3)
+    """
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
     weight = layer.weight

@@ -33,6 +33,16 @@ def export_adapter(module: nn.Module, path: str | Path, *, base_model_name_or_pa
 
     Raises:
         ValueError: the module holds no Co-LoRA adapters.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from lightning_pfl.adapters import inject
+        >>> mlp = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> _ = inject(mlp, CoLoraConfig(r=2, num_blocks=1))
+        >>> with TemporaryDirectory() as folder:
+        ...     export_adapter(mlp, folder)
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['adapter_config.json', 'adapter_model.safetensors']
     """
     if isinstance(module, PeftModel):
         module = module.base_model

@@ -116,6 +116,13 @@ def add_global_branch(module: nn.Module) -> None:
 
     Raises:
         ValueError: the module holds no Co-LoRA adapters.
+
+    Example:
+        >>> mlp = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> _ = inject(mlp, CoLoraConfig(r=2, num_blocks=1))
+        >>> add_global_branch(mlp)
+        >>> [name for name, _ in mlp[2].named_parameters() if "gate" in name]
+        ['colora_gate.default']
     """
     config = config_of(module)
     if config.gate.reads_input:
@@ -138,6 +145,12 @@ def config_of(module: nn.Module) -> CoLoraConfig:
 
     Raises:
         ValueError: the module holds no Co-LoRA adapters.
+
+    Example:
+        >>> mlp = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> _ = inject(mlp, CoLoraConfig(r=2, num_blocks=1))
+        >>> config_of(mlp).r
+        2
     """
     for _, layer in adapted_layers(module):
         return layer.colora_config[ADAPTER]

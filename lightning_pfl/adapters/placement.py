@@ -175,7 +175,14 @@ def last_blocks(depth: int, num_blocks: int) -> list[int]:
 
 
 def adaptable(module: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """All layers that can hold an adapter, by name, and those of their kind that cannot, with the reason."""
+    """All layers that can hold an adapter, by name, and those of their kind that cannot, with the reason.
+
+    Example:
+        >>> layers, skipped = adaptable(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.MultiheadAttention(4, 2)))
+        >>> list(layers), skipped
+        (['0'], {'2.out_proj': "torch's MultiheadAttention reads its weight without calling the layer"})
+    """
+    named = Counter(id(child) for _, child in _all_children(module))
     layers: dict[str, nn.Module] = {}
     skipped: dict[str, str] = {}
     hidden: list[str] = []  # what lies under these names is somebody's inside
@@ -193,8 +200,19 @@ def adaptable(module: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
             hidden.append(f"{name}.")
             skipped[f"{name}.out_proj"] = "torch's MultiheadAttention reads its weight without calling the layer"
         elif isinstance(child, (nn.Linear, Conv1D)) and name:
-            layers[name] = child
+            if named[id(child)] > 1:
+                skipped[name] = "it stands in several places of the model, and an adapter would come into one of them"
+            else:
+                layers[name] = child
     return layers, skipped
+
+
+def _all_children(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Every pair of a module and a child of its own, each module visited once."""
+    for parent in module.modules():
+        for child in parent._modules.values():
+            if child is not None:
+                yield parent, child
 
 
 def matches(name: str, patterns: str | Collection[str] | None) -> bool:
@@ -334,11 +352,14 @@ def _output_embeddings(child: Any) -> nn.Module | None:
 
 
 def _in_block(module: nn.Module, layers: Mapping[str, nn.Module], name: str) -> bool:
-    """Whether another block of the same stack holds a layer under the same path."""
+    """Whether a layer is a part of an element of a ModuleList, or has its like in another block of a Sequential."""
     for stack in _every_stack(module, layers):
-        if len(stack.blocks) > 1 and name.startswith(_inside(stack.name)):
-            own = next(block for block, _ in stack.blocks if name == block or name.startswith(f"{block}."))
-            path = _path(own, name)
-            if path and any(f"{block}.{path}" in layers for block, _ in stack.blocks if block != own):
-                return True
+        if not name.startswith(_inside(stack.name)):
+            continue
+        own = next(block for block, _ in stack.blocks if name == block or name.startswith(f"{block}."))
+        path = _path(own, name)
+        if path and isinstance(module.get_submodule(stack.name), nn.ModuleList):
+            return True
+        if path and any(f"{block}.{path}" in layers for block, _ in stack.blocks if block != own):
+            return True
     return False

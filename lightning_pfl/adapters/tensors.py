@@ -75,6 +75,14 @@ def load_local(module: nn.Module, shared: SharedTensors) -> None:
 
     Raises:
         ValueError: a name that the module does not have, or another shape than it has there.
+
+    Example:
+        >>> from lightning_pfl.adapters import CoLoraConfig, inject
+        >>> mlp = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> _ = inject(mlp, CoLoraConfig(r=2, num_blocks=1))
+        >>> load_local(mlp, SharedTensors(FlatTensors.pack({"main/0/linear/Q": torch.ones(2)})))
+        >>> shared_tensors(mlp).common.unpack()["main/0/linear/Q"]
+        tensor([1., 1.])
     """
     _load(module, shared, "local")
 
@@ -84,6 +92,14 @@ def load_global(module: nn.Module, shared: SharedTensors) -> None:
 
     Raises:
         ValueError: the module has no global branch; a name that it does not have, or another shape.
+
+    Example:
+        >>> from lightning_pfl.adapters import CoLoraConfig, inject
+        >>> mlp = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> _ = inject(mlp, CoLoraConfig(r=2, num_blocks=1, global_branch=True))
+        >>> load_global(mlp, SharedTensors(FlatTensors.pack({"main/0/linear/Q": torch.ones(2)})))
+        >>> mlp[2].colora_global_Q["default"]
+        tensor([1., 1.])
     """
     if not config_of(module).global_branch:
         raise ValueError(
@@ -98,6 +114,14 @@ def bases_of(module: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
 
     Raises:
         ValueError: the module holds no Co-LoRA adapters.
+
+    Example:
+        >>> from lightning_pfl.adapters import CoLoraConfig, inject
+        >>> mlp = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> _ = inject(mlp, CoLoraConfig(r=2, num_blocks=1))
+        >>> A, B = bases_of(mlp)["main/0/linear"]
+        >>> A.shape, B.shape
+        (torch.Size([2, 4]), torch.Size([4, 2]))
     """
     config_of(module)
     return {
@@ -116,6 +140,15 @@ def set_bases(module: nn.Module, bases: Mapping[str, tuple[Tensor, Tensor]]) -> 
 
     Raises:
         ValueError: an address that the module does not have, or another shape than it has there.
+
+    Example:
+        >>> from lightning_pfl.adapters import CoLoraConfig, inject
+        >>> mlp = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> _ = inject(mlp, CoLoraConfig(r=2, num_blocks=1))
+        >>> set_bases(mlp, {"main/0/linear": (torch.ones(2, 4), torch.ones(4, 2))})
+        >>> bases_of(mlp)["main/0/linear"][0]
+        tensor([[1., 1., 1., 1.],
+                [1., 1., 1., 1.]])
     """
     layers = {str(layer.colora_address[ADAPTER]): layer for _, layer in adapted_layers(module)}
     layers.pop("None", None)
@@ -139,6 +172,13 @@ def architecture_of(module: nn.Module) -> str:
 
     Raises:
         ValueError: the module holds no Co-LoRA adapters.
+
+    Example:
+        >>> from lightning_pfl.adapters import CoLoraConfig, inject
+        >>> mlp = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> _ = inject(mlp, CoLoraConfig(r=2, num_blocks=1))
+        >>> len(architecture_of(mlp))
+        32
     """
     config = config_of(module)
     layers = [
@@ -154,6 +194,13 @@ def adapter_parameters(module: nn.Module) -> AdapterParameters:
 
     Raises:
         ValueError: the module holds no Co-LoRA adapters.
+
+    Example:
+        >>> from lightning_pfl.adapters import CoLoraConfig, inject
+        >>> mlp = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> _ = inject(mlp, CoLoraConfig(r=2, num_blocks=1))
+        >>> list(adapter_parameters(mlp).pq)
+        ['2.colora_P.default', '2.colora_Q.default']
     """
     config_of(module)
     groups: dict[str, dict[str, nn.Parameter]] = {"PQ": {}, "AB": {}, "gate": {}}
@@ -173,6 +220,13 @@ def adapter_state(module: nn.Module) -> dict[str, Tensor]:
 
     Raises:
         ValueError: the module holds no Co-LoRA adapters.
+
+    Example:
+        >>> from lightning_pfl.adapters import CoLoraConfig, inject
+        >>> mlp = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> _ = inject(mlp, CoLoraConfig(r=2, num_blocks=1))
+        >>> list(adapter_state(mlp))
+        ['0.colora_A.default', '0.colora_B.default', '2.colora_P.default', '2.colora_Q.default']
     """
     config_of(module)
     state: dict[str, Tensor] = {}

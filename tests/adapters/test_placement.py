@@ -96,6 +96,8 @@ def test_a_pipeline_is_no_stack():
     pipeline = nn.Sequential(llama().model, nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
 
     assert place(pipeline, num_blocks=4).stacks == {"main": "0.layers"}
+    with_head = nn.Sequential(llama().model, nn.Linear(16, 2))  # one element holds every adapted layer
+    assert place(with_head, num_blocks=4).stacks == {"main": "0.layers"}
 
 
 def test_without_any_stack_the_model_is_one_block():
@@ -192,6 +194,20 @@ def test_torch_attention_is_left_alone_because_it_never_calls_its_projection():
 
     assert {a.role for a in found.layers.values() if a} == {"fc1", "fc2"}
     assert "MultiheadAttention" in found.skipped["layers.0.self_attn.out_proj"]
+
+
+def test_a_layer_that_stands_in_several_places_is_left_alone():
+    """Replacing it would reach one of the places only, and the other would silently go without adapter."""
+    shared = nn.Linear(4, 4)
+    layers = [nn.ModuleDict({"fc1": nn.Linear(4, 4), "fc2": shared}) for _ in range(2)]
+    model = nn.ModuleDict({"layers": nn.ModuleList(layers), "head": nn.Linear(4, 2)})
+
+    found = place(model, num_blocks=1)
+
+    assert "fc2" not in {a.role for a in found.layers.values() if a}
+    assert found.skipped["layers.0.fc2"].startswith("it stands in several places")
+    reused = nn.ModuleList([nn.ModuleDict({"fc1": nn.Linear(4, 4), "fc2": nn.Linear(4, 4)})] * 3)
+    assert len(place(reused, num_blocks=1).layers) == 2, "a block that is used again is adapted once, for all its uses"
 
 
 def test_placement_leaves_the_model_as_it_was():
