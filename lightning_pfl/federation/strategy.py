@@ -14,6 +14,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
@@ -89,6 +90,8 @@ class FederatedStrategy(SingleDeviceStrategy):
         store: ClientStore | None = None,
         seed: int = 0,
     ) -> None:
+        self._clients_accelerator: Accelerator | None = None
+        self.client_precision: Precision | None = None  # the driver itself computes nothing
         super().__init__("cpu")
         for name, value, kind in (("aggregator", aggregator, Aggregator), ("pool", pool, ClientPool)):
             if value is not None and not isinstance(value, kind):
@@ -189,11 +192,6 @@ class FederatedStrategy(SingleDeviceStrategy):
 
     # -- what the launcher asks for ------------------------------------------------------------------------------------
 
-    @property
-    def client_precision(self) -> Precision | None:
-        """What the user asked for; the driver itself computes nothing."""
-        return self._precision_plugin
-
     def aggregator_for(self, callbacks: Sequence[L.Callback]) -> Aggregator:
         """The user's aggregator, or the one that fits the callbacks."""
         if self.aggregator is not None:
@@ -234,12 +232,22 @@ class FederatedStrategy(SingleDeviceStrategy):
 
     @property
     @override
+    def accelerator(self) -> Accelerator | None:
+        return self._clients_accelerator
+
+    @accelerator.setter
+    def accelerator(self, accelerator: Accelerator) -> None:
+        # kept apart from Lightning's own attribute, which would refuse a second Trainer for this strategy
+        self._clients_accelerator = accelerator
+
+    @property
+    @override
     def precision_plugin(self) -> Precision:
         return Precision()
 
     @precision_plugin.setter
     def precision_plugin(self, precision_plugin: Precision | None) -> None:
-        self._precision_plugin = precision_plugin
+        self.client_precision = precision_plugin
 
     @override
     def _configure_launcher(self) -> None:

@@ -104,3 +104,59 @@ class Alternating(Tiny):
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.encoder.parameters(), lr=0.05), torch.optim.SGD(self.head.parameters(), lr=0.05)
+
+
+class Blocks(L.LightningModule):
+    """Two residual blocks of any width, for Co-LoRA; the body is frozen by it, the head private."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(width)
+            self.embed = nn.Linear(4, width)
+            self.blocks = nn.ModuleList(nn.ModuleDict({"fc": nn.Linear(width, width)}) for _ in range(2))
+            self.head = nn.Linear(width, 1)
+
+    def forward(self, x):
+        x = self.embed(x)
+        for block in self.blocks:
+            x = x + torch.tanh(block["fc"](x))
+        return self.head(x)
+
+    training_step = Tiny.training_step
+    validation_step = Tiny.validation_step
+    test_step = Tiny.test_step
+    predict_step = Tiny.predict_step
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.02)
+
+
+class Late(Blocks):
+    """Builds its layers in `configure_model`, by the client's id: clients `wide*` are wider than the server."""
+
+    def __init__(self):
+        L.LightningModule.__init__(self)
+        self.blocks = None
+
+    def configure_model(self):
+        if self.blocks is None:
+            client_id = self.trainer.strategy.client_id
+            built = Blocks(12 if (client_id or "").startswith("wide") else 8)
+            for name, child in built.named_children():
+                setattr(self, name, child)
+
+
+class InSetup(Late):
+    """The same in `setup`."""
+
+    def setup(self, stage):
+        Late.configure_model(self)
+
+    def configure_model(self):
+        pass
+
+
+class WideBlocks(Blocks):
+    def __init__(self):
+        super().__init__(12)
