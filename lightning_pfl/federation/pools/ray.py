@@ -178,7 +178,7 @@ class RayPool(ClientPool):
             self._assign(waiting)
             answers = {slot.answer: slot for slot in self._slots if slot.answer is not None}
             assert answers, "every client fits on some node, so somebody is at work or starting"
-            done, _ = ray.wait(list(answers), num_returns=1, timeout=_PATIENCE)
+            done = _wait(list(answers), timeout=_PATIENCE)
             if not done:
                 self._say_what_is_waited_for(time.monotonic() - last_news)
                 continue
@@ -193,7 +193,7 @@ class RayPool(ClientPool):
                     raise FederationError(f"An actor could not get ready. Its own traceback:\n{error}") from error
                 result = JobResult(job.assignment.client_id, failure=Failure(str(error)))
             except ray.exceptions.RayError as error:
-                self._replace(slot, error)
+                self._replace(slot, error, was_starting=job is None)
                 if job is not None and id(job) in mine:
                     tries[id(job)] += 1
                     result = self._lost(job, tries[id(job)], error)
@@ -293,15 +293,15 @@ class RayPool(ClientPool):
         self._slots.append(slot)
         return True
 
-    def _replace(self, slot: _Slot, error: Exception) -> None:
-        """Start another actor for one that died."""
-        self._drop(slot)
-        self._failed_starts += 1
-        if self._failed_starts > 2 * self._max_retries + len(self._slots):
+    def _replace(self, slot: _Slot, error: Exception, *, was_starting: bool) -> None:
+        """Start another actor for one that died, unless none ever gets ready."""
+        self._failed_starts += was_starting
+        if self._failed_starts > self._max_retries + len(self._slots):
             raise FederationError(
-                f"{self._failed_starts} actors died in a row without any getting ready. The last one: {error}\n"
+                f"{self._failed_starts} actors died in a row before they were ready. The last one: {error}\n"
                 "Ray's log files say more; too little memory for so many processes is a usual reason: set `num_actors`."
             ) from error
+        self._drop(slot)
         self._start_actor(slot.demand)
 
     def _drop(self, slot: _Slot) -> None:
@@ -383,6 +383,16 @@ def _connect(arguments: Mapping[str, Any]) -> None:
             if signal.getsignal(number) is not handler:
                 with contextlib.suppress(ValueError):  # not the main thread
                     signal.signal(number, handler)
+
+
+def _wait(answers: list[Any], timeout: float) -> list[Any]:
+    import ray
+
+    try:
+        done: list[Any] = ray.wait(answers, num_returns=1, timeout=timeout)[0]
+    except SystemError as error:  # what a signal handler raises meanwhile (for SIGTERM, say) comes out of Ray as this
+        raise error.__cause__ or error from None
+    return done
 
 
 def _kill(actor: Any) -> None:

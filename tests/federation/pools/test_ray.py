@@ -1,0 +1,205 @@
+"""What is particular to Ray: actors that die, sizes, other machines, and leaving nothing behind."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lightning_pfl.federation.client import Client
+from lightning_pfl.federation.pools import LocalPool, RayPool
+from lightning_pfl.federation.tensor_file import TensorFile
+from tests.federation.places import Eventful, bytes_of, job, snapshot_of, two_rounds
+
+pytestmark = pytest.mark.ray
+
+WARDS = ["ward-1", "ward-2", "ward-3"]
+
+
+@pytest.fixture
+def snapshots(tmp_path):
+    with TensorFile(tmp_path / "tensors") as file:
+        yield {"model": snapshot_of(Eventful(notes=str(tmp_path)), file)}
+
+
+@pytest.fixture
+def pools(ray_session):
+    """Makes pools that are closed at the end."""
+    made = []
+
+    def make(**arguments):
+        made.append(RayPool(**{"num_actors": 2, **arguments}))
+        return made[-1]
+
+    yield make
+    for pool in made:
+        pool.close()
+
+
+def alone(snapshots, client_ids):
+    """What clients give in this process."""
+    pool = LocalPool()
+    pool.start([Client(client_id) for client_id in client_ids], snapshots)
+    return two_rounds(pool, client_ids)
+
+
+def test_an_actor_that_is_killed_in_the_middle_is_replaced_and_its_client_gives_the_same(
+    pools, snapshots, tmp_path, caplog
+):
+    (tmp_path / "dies-once").touch()  # not here
+    expected = alone(snapshots, ["dies-once", *WARDS])
+    (tmp_path / "dies-once").unlink()
+
+    pool = pools()
+    pool.start([Client(client_id) for client_id in ["dies-once", *WARDS]], snapshots)
+    assert two_rounds(pool, ["dies-once", *WARDS]) == expected
+
+    assert (tmp_path / "dies-once").exists()
+    assert "The actor that ran client `dies-once` in round 0 died" in caplog.text
+    assert "try 2 of 3" in caplog.text
+
+
+def test_a_client_whose_actor_always_dies_fails_as_lost_and_the_others_go_on_on_one_actor(pools, snapshots):
+    """One actor, so that this is also the test that one gives the same as two."""
+    pool = pools(num_actors=1, max_retries=0)
+    pool.start([Client(client_id) for client_id in ["dies-always", *WARDS]], snapshots)
+
+    (lost,) = pool.run([job("dies-always")])
+    assert lost.failure.lost
+    assert "The actor that ran it died, 1 times in a row" in lost.failure.trace
+    assert two_rounds(pool, WARDS) == alone(snapshots, WARDS)
+
+
+def test_clients_of_a_size_that_does_not_fit_beside_the_others_get_their_turn(pools, snapshots, caplog):
+    pool = pools(num_actors=1)
+    pool.start([Client("ward-1", num_cpus=2), Client("ward-2")], snapshots)
+    results = {result.client_id: bytes_of(result) for result in pool.run([job("ward-1"), job("ward-2")])}
+
+    expected = alone(snapshots, WARDS)
+    assert results == {client_id: expected[client_id, 0] for client_id in WARDS[:2]}
+    assert "needs the room of" in caplog.text
+
+
+def test_actors_on_another_machine_are_sent_the_tensor_file_and_leave_no_copy(pools, snapshots, monkeypatch, caplog):
+    monkeypatch.setattr("lightning_pfl.federation.pools.ray.machine", lambda: "another machine")
+    caplog.set_level(logging.INFO)
+    pool = pools(num_actors=1)
+    pool.start([Client(client_id) for client_id in WARDS], snapshots)
+
+    assert two_rounds(pool, WARDS) == alone(snapshots, WARDS)
+    assert caplog.text.count("sending 0 MiB of tensors") == 1
+    run = pool._setup["run"]
+    temporary = Path(os.environ.get("TMPDIR", "/tmp"))
+    assert len(list(temporary.glob(f"lightning-pfl-{run}-*/tensors"))) == 1
+    pool.close()
+    assert not list(temporary.glob(f"lightning-pfl-{run}-*"))
+
+
+def test_a_ray_that_the_user_started_is_left_running_without_our_actors(pools, snapshots, tmp_path):
+    import ray
+
+    pool = pools(num_actors=1)
+    pool.start([Client("dawdles-1"), Client("dawdles-2")], snapshots)
+    with pytest.raises(TimeoutError), _interrupted_when(lambda: list(tmp_path.glob("*.pid"))):
+        next(pool.run([job("dawdles-1"), job("dawdles-2")]))
+    (pid,) = (path.stem for path in tmp_path.glob("*.pid"))
+    assert _alive(pid)
+
+    pool.close()  # in the middle of a job
+
+    deadline = time.monotonic() + 20
+    while _alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _alive(pid)
+    assert ray.is_initialized()
+    assert ray.get(ray.remote(lambda: 1).remote()) == 1
+
+
+def test_ctrl_c_leaves_no_process_and_no_file_of_a_pool_that_started_ray(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from lightning_pfl.federation.client import Client\n"
+        "from lightning_pfl.federation.pools import RayPool\n"
+        "from lightning_pfl.federation.tensor_file import TensorFile\n"
+        "from tests.federation.places import Eventful, job, snapshot_of\n"
+        f"with TensorFile({str(tmp_path / 'tensors')!r}) as file:\n"
+        f"    snapshots = {{'model': snapshot_of(Eventful({str(tmp_path)!r}), file)}}\n"
+        "    pool = RayPool(address='local', init={'num_cpus': 1})\n"
+        "    try:\n"
+        "        pool.start([Client('dawdles')], snapshots)\n"
+        "        list(pool.run([job('dawdles')]))\n"
+        "    finally:\n"
+        "        pool.close()\n"
+    )
+    mark = uuid.uuid4().hex
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]),
+        "RAY_AUTH_MODE": "disabled",
+        "FEDERATED_TEST": mark,  # every process that comes of this one has it
+    }
+    process = subprocess.Popen([sys.executable, program], env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while not list(tmp_path.glob("*.pid")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert list(tmp_path.glob("*.pid")), process.communicate()[1]
+    assert len(_marked(mark)) > 3
+
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+
+    assert "KeyboardInterrupt" in errors
+    assert not list((tmp_path / "tensors").iterdir())
+    deadline = time.monotonic() + 30
+    while _marked(mark) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not _marked(mark)
+
+
+def test_counts_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="`num_actors` must be at least 1, but is 0"):
+        RayPool(num_actors=0)
+    with pytest.raises(ValueError, match="`max_retries` must not be negative, but is -1"):
+        RayPool(max_retries=-1)
+
+
+@contextmanager
+def _interrupted_when(condition):
+    """Raise TimeoutError from a signal handler as soon as a condition holds, whatever the main thread waits for."""
+
+    def look(*_):
+        if condition():
+            raise TimeoutError
+
+    previous = signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def _alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _marked(mark):
+    """Processes that have a mark in their environment."""
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mark.encode() in environ.read_bytes() and _alive(environ.parent.name):
+                found.append(environ.parent.name)
+        except OSError:
+            continue
+    return found
