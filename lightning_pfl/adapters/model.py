@@ -8,6 +8,8 @@ replaced, and that nothing is merged if anything cannot be.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, final
 
 from torch import nn
@@ -86,6 +88,16 @@ class CoLoraModel(BaseTuner):
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """Our layers are made on the base layer's device, and on none while PEFT loads weights into empty ones."""
         setattr(parent, child_name, new_module)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT asks here for adapters by sample; a tuner that says nothing would ignore the wish without a word."""
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(
+                "Co-LoRA adapters cannot be chosen per sample with `adapter_names`. Call the model once per adapter, "
+                "with `set_adapter` in between."
+            )
+        yield
 
     def _check_merge_allowed(self) -> None:
         """Before the first layer is touched: none may refuse, and say that biases appear."""

@@ -100,6 +100,13 @@ def test_a_pipeline_is_no_stack():
     assert place(with_head, num_blocks=4).stacks == {"main": "0.layers"}
 
 
+def test_of_nested_stacks_the_outermost_counts():
+    block = nn.ModuleDict({"fc1": nn.Linear(4, 4), "fc2": nn.Linear(4, 4)})
+    model = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({"parts": nn.ModuleList([block])})])})
+
+    assert place(model, num_blocks=1).stacks == {"main": "layers"}
+
+
 def test_without_any_stack_the_model_is_one_block():
     model = nn.ModuleDict({"fc1": nn.Linear(4, 4), "fc2": nn.Linear(4, 4), "head": nn.Linear(4, 2)})
 

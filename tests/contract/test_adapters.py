@@ -229,6 +229,12 @@ def test_it_generates_as_its_full_forward_says(family, settings):
     assert torch.equal(logits[:, 4:-1].argmax(-1), ids[:, 5:])
 
 
+def test_a_choice_of_adapters_per_sample_is_refused_and_not_ignored():
+    model = get_peft_model(llama(), config())
+    with pytest.raises(ValueError, match="cannot be chosen per sample"):
+        model(input_ids=torch.ones(2, 3, dtype=torch.long), adapter_names=["default", "__base__"])
+
+
 def test_peft_can_say_what_it_holds():
     model = get_peft_model(llama(), config(global_branch=True))
 
