@@ -12,6 +12,7 @@ Start at `TaskData`, a LightningDataModule of one task. A batch is a dict of ten
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, final
 
 import lightning as L
@@ -59,30 +60,30 @@ class TaskDataset(Dataset[dict[str, Tensor]]):
         options = {
             choices: option_ids(tokenizer, choices) for choices in {example.choices for example in self.examples}
         }
-        self._items: list[dict[str, Tensor]] = []
-        first = 0
         for example in self.examples:
             if example.answer not in example.choices:
                 raise ValueError(
                     f"The answer of {example.id} must be one of its choices {list(example.choices)}, but is "
                     f"{example.answer!r}. Open questions need generation, not a closed list."
                 )
-            last = first + len(example.images)
-            self._items.append(
-                {
-                    "features": tokens[first:last].reshape(-1, width),
-                    "input_ids": torch.tensor(prompt_ids(example, tokenizer)),
-                    "option_ids": torch.tensor(options[example.choices]),
-                    "answer": torch.tensor(example.choices.index(example.answer)),
-                }
-            )
-            first = last
+        # few large tensors and plain lists: thousands of small tensors would be slow to pickle
+        self._features = tokens.flatten(0, 1)
+        self._ends = list(accumulate(TOKENS_PER_IMAGE * len(example.images) for example in self.examples))
+        self._prompts = [prompt_ids(example, tokenizer) for example in self.examples]
+        self._options = [list(options[example.choices]) for example in self.examples]
+        self._answers = [example.choices.index(example.answer) for example in self.examples]
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return self._items[index]
+        first = self._ends[index - 1] if index else 0
+        return {
+            "features": self._features[first : self._ends[index]],
+            "input_ids": torch.tensor(self._prompts[index]),
+            "option_ids": torch.tensor(self._options[index]),
+            "answer": torch.tensor(self._answers[index]),
+        }
 
 
 def collate(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

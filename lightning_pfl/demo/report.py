@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from lightning_pfl.benchmark.tasks import Task
 from lightning_pfl.demo.plan import Plan
 from lightning_pfl.demo.run import DemoResult
 from lightning_pfl.demo.scores import Count, Scores, wilson_interval
@@ -20,7 +19,8 @@ __all__ = ["print_report", "write_report"]
 
 def print_report(plan: Plan, result: DemoResult, console: Console) -> None:
     """Print each client's accuracies under every method, means, and what travelled."""
-    console.print(_accuracies(plan, result))
+    for table in _accuracies(plan, result):
+        console.print(table)
     console.print(_means(result.scores))
     console.print(_traffic(plan, result))
 
@@ -30,39 +30,30 @@ def write_report(plan: Plan, result: DemoResult, output: Path) -> list[Path]:
     output.mkdir(parents=True, exist_ok=True)
     written = [output / "results.json"]
     written[0].write_text(json.dumps(_as_json(plan, result), indent=1) + "\n", encoding="utf-8")
-    records = [record for record in result.strategy.relevance if record.weights is not None]
-    if records:
+    last = result.strategy.relevance[-1]
+    if last.weights is not None:
         written.append(output / "relevance.png")
-        draw_relevance(records[-1].weights, records[-1].client_ids, written[-1])
+        draw_relevance(last.weights, last.client_ids, written[-1])
     for client in plan.clients:
         written.append(output / "adapters" / client.id)
         result.strategy.export(client.id, written[-1])
     return written
 
 
-def _accuracies(plan: Plan, result: DemoResult) -> Table:
-    table = Table(title="Accuracy in %, with 95 % intervals (Wilson)", title_justify="left")
-    for name in ("client", "model", "chance", "n"):
-        table.add_column(name, justify="left" if name in ("client", "model") else "right", no_wrap=True)
-    for scores in result.scores:
-        table.add_column(f"own task\n{scores.method}", justify="right", no_wrap=True)
-    table.add_column("n", justify="right")
-    for scores in result.scores:
-        table.add_column(f"others' tasks\n{scores.method}", justify="right", no_wrap=True)
-    for client in plan.clients:
-        own = [scores.on_own(client.id) for scores in result.scores]
-        others = [scores.on_others(client.id) for scores in result.scores]
-        task: Task = result.tasks[client.task]
-        table.add_row(
-            client.id,
-            client.model,
-            f"{100 * task.chance:.0f}",
-            str(own[0].total),
-            *(_interval(count) for count in own),
-            str(others[0].total),
-            *(_interval(count) for count in others),
-        )
-    return table
+def _accuracies(plan: Plan, result: DemoResult) -> Iterator[Table]:
+    """One table for own tasks, one for the others'."""
+    for title, count_of in (("own task", Scores.on_own), ("others' tasks", Scores.on_others)):
+        table = Table(title=f"Accuracy on {title} in %, [95 % interval]", title_justify="left")
+        for name in ("client", "model", "chance", "n", *(scores.method for scores in result.scores)):
+            table.add_column(name, justify="left" if name in ("client", "model") else "right", no_wrap=True)
+        for client in plan.clients:
+            counts = [count_of(scores, client.id) for scores in result.scores]
+            tasks = [task for name, task in result.tasks.items() if (name == client.task) == (title == "own task")]
+            chance = sum(task.chance for task in tasks) / len(tasks)
+            table.add_row(
+                client.id, client.model, f"{100 * chance:.0f}", str(counts[0].total), *(map(_interval, counts))
+            )
+        yield table
 
 
 def _means(all_scores: Sequence[Scores]) -> Table:
@@ -81,7 +72,7 @@ def _traffic(plan: Plan, result: DemoResult) -> Table:
         table.add_column(name, justify="left" if name == "client" else "right")
     traffic = result.strategy.traffic
     for client in plan.clients:
-        table.add_row(client.id, f"{traffic.up[client.id]:,}", f"{traffic.down[client.id]:,}")
+        table.add_row(client.id, f"{traffic[client.id].up:,}", f"{traffic[client.id].down:,}")
     return table
 
 

@@ -175,7 +175,8 @@ def _train(
     )
     with _quiet():
         trainer.fit(modules[plan.anchor], data[plan.clients[0].id])
-        (metrics,) = trainer.test(modules[plan.anchor], data[plan.clients[0].id], verbose=False)
+        trainer.test(modules[plan.anchor], data[plan.clients[0].id], verbose=False)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return strategy, _scores(plan, method, metrics, data, task_names)
 
 
