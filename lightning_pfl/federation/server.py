@@ -119,8 +119,9 @@ class ServerModule(L.LightningModule):
     def on_fit_start(self) -> None:
         for summary in self._summaries:
             summary.on_fit_start(self.trainer, self.user_module)
-        if self.trainer.log_dir is not None and not is_dry_run(self.trainer):
-            self._file = RelevanceFile(f"{self.trainer.log_dir}/relevance.jsonl")
+        folder = self.trainer.log_dir
+        if self.trainer.loggers and folder is not None and "://" not in folder and not is_dry_run(self.trainer):
+            self._file = RelevanceFile(f"{folder}/relevance.jsonl")
 
     @override
     def on_train_start(self) -> None:

@@ -125,6 +125,11 @@ class ServerState:
                 f"The checkpoint belongs to {len(theirs)} clients and this run has {len(self.client_ids)}: "
                 f"{difference}. Give `FederatedStrategy(clients=...)` the clients of the run that wrote it."
             )
+        if aggregator is not None and saved["aggregator"] and saved["rule"] != type(aggregator).__name__:
+            raise CheckpointMismatchError(
+                f"The checkpoint was written with `{saved['rule']}`, and `{type(aggregator).__name__}` cannot "
+                "go on with what that remembers. Resume with the aggregator that the run was started with."
+            )
         for name, fingerprint in fingerprints.items():
             there = saved["models"].get(name)
             if there is None:
@@ -136,11 +141,6 @@ class ServerState:
             raise CheckpointMismatchError(
                 f"The checkpoint does not fit {name}: it differs in {what}. Resume with the model and the "
                 "adapters (rank, target modules, number of blocks) of the run that wrote it."
-            )
-        if aggregator is not None and saved["aggregator"] and saved["rule"] != type(aggregator).__name__:
-            raise CheckpointMismatchError(
-                f"The checkpoint was written with `{saved['rule']}`, and `{type(aggregator).__name__}` cannot "
-                "go on with what that remembers. Resume with the aggregator that the run was started with."
             )
 
 

@@ -80,7 +80,9 @@ def test_the_drivers_module_has_the_adapters_of_its_architecture(tmp_path, model
     assert len(trained) >= 2
     for name in trained:
         if not name.endswith(("gate", "gates.default")) and "gate" not in name:
-            torch.testing.assert_close(dict(module.named_parameters())[name], (states["a"][name] + states["b"][name]) / 2)
+            torch.testing.assert_close(
+                dict(module.named_parameters())[name], (states["a"][name] + states["b"][name]) / 2
+            )
     assert states["wide"]["head.weight"].shape == (1, 12)
     assert module.head.weight.shape == (1, 8)
 
