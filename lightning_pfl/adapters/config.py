@@ -23,7 +23,7 @@ __all__ = ["KEY", "CoLoraConfig", "features"]
 
 KEY = PeftKey("COLORA")
 
-_RESOLVED = ("placement", "base_identity", "global_branch")
+_RESOLVED = ("placement", "base_identity")
 _ABOUT_FILES = {field.name for field in fields(PeftConfig)}
 
 
@@ -153,13 +153,17 @@ class CoLoraConfig(PeftConfig):
         return copy, found
 
     def differences(self, other: CoLoraConfig) -> dict[str, tuple[Any, Any]]:
-        """What the user asked for differently in two configs; what was resolved or is about files does not count."""
-        names = [f.name for f in fields(self) if f.name not in (*_RESOLVED, *_ABOUT_FILES)]
-        return {
-            name: (getattr(self, name), getattr(other, name))
-            for name in names
-            if getattr(self, name) != getattr(other, name)
-        }
+        """What another config asks for that this one, of a model that is adapted already, has not.
+
+        What the other leaves open for a model to decide does not count, nor do a global branch and where files lie.
+        """
+        differ = {}
+        for name in (item.name for item in fields(self)):
+            ours, theirs = getattr(self, name), getattr(other, name)
+            is_open = name in _RESOLVED and theirs is None
+            if ours != theirs and not is_open and name != "global_branch" and name not in _ABOUT_FILES:
+                differ[name] = (ours, theirs)
+        return differ
 
     def to_dict(self) -> dict[str, Any]:
         """The config as JSON can hold it."""

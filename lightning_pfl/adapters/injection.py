@@ -95,7 +95,10 @@ def inject(module: nn.Module, config: CoLoraConfig, *, train_also: Sequence[str]
                 f"The {type(module).__name__} holds Co-LoRA adapters of another config already ({told}). "
                 "Use the same config, or start from a module without adapters."
             )
-        _, placement = replace(present, placement=config.placement).resolved(module)
+        _, placement = present.resolved(module)
+        if config.placement is None:  # the reasons for what was skipped, which a placement does not tell
+            _, again = replace(present, placement=None).resolved(module)
+            placement = again if again.layers == placement.layers else placement
         if config.global_branch:
             add_global_branch(module)
     trained = _train_also(module, train_also)

@@ -68,6 +68,12 @@ class PromptContext:
         self._is_ambiguous = False  # passes that differ wait for their backward
         self._was_recomputed = False
 
+    def __getstate__(self) -> dict[str, bool]:
+        return {"is_causal": self.is_causal}  # passes are of the moment
+
+    def __setstate__(self, state: Mapping[str, bool]) -> None:
+        self.__init__(**state)  # type: ignore[misc]  # a fresh context of the same kind
+
     def beta(self, layer: Any, adapter_name: str, x: Tensor, parameter: Tensor) -> Tensor:
         """The opening of a layer's gate for an input.
 
@@ -102,11 +108,7 @@ class PromptContext:
         """A model of this context is called; only the outermost call counts."""
         if self._depth == 0:
             self._now = self._read(_arguments(model, args, kwargs))
-            if torch.is_grad_enabled():
-                if self._was_recomputed:
-                    self._is_ambiguous, self._was_recomputed, self._trained = False, False, None
-                self._is_ambiguous |= self._trained is not None and not _alike(self._trained, self._now)
-                self._trained = self._now
+            self._note(self._now)
         self._depth += 1
 
     def end(self, output: Any) -> None:
@@ -121,7 +123,11 @@ class PromptContext:
     def _pass(self) -> _Pass:
         """The pass that a layer is called in, or, when activations are recomputed, was called in."""
         if not in_backward():
-            return self._now or _Pass(first_only=self.is_causal)
+            if self._now is None:  # a layer that is called by itself, or a model that tells nothing
+                now = self._untold()
+                self._note(now)
+                return now
+            return self._now
         self._was_recomputed = True
         if self._is_ambiguous:
             raise ValueError(
@@ -129,7 +135,22 @@ class PromptContext:
                 "different prompts, before the backward of the first call: what is recomputed would read the second "
                 "prompt. Make one call with both batches, call backward in between, or use StaticGate()."
             )
-        return self._trained or _Pass(first_only=self.is_causal)
+        return self._trained or self._untold()
+
+    def _untold(self) -> _Pass:
+        """What a layer reads of a pass that no model told of."""
+        if self.named is not None:
+            return _Pass((self.named.shape[0], self.named.shape[1]), self.named)
+        return _Pass(first_only=self.is_causal)
+
+    def _note(self, now: _Pass) -> None:
+        """Remember a pass that a backward may recompute, and whether there is more than one to mix up."""
+        if not torch.is_grad_enabled():
+            return
+        if self._was_recomputed:
+            self._is_ambiguous, self._was_recomputed, self._trained = False, False, None
+        self._is_ambiguous |= self._trained is not None and not _alike(self._trained, now)
+        self._trained = now
 
     def _read(self, given: Mapping[str, Any]) -> _Pass:
         tokens = next((given[k] for k in ("input_ids", "inputs_embeds") if given.get(k) is not None), None)

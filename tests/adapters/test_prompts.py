@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -259,6 +260,30 @@ def test_positions_can_be_named_and_must_fit():
     with pytest.raises(ValueError, match="at least one True in every row"), prompt_positions(model, ~mask & mask):
         pass
     assert torch.equal(logits(model, input_ids=IDS), plain), "an error inside a pass leaves no trace"
+
+
+def test_positions_can_be_named_for_a_module_that_is_no_transformers_model(openings):
+    net, x = gated(mlp()), torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[True, False, False], [True, True, False]])
+
+    with prompt_positions(net, mask):
+        net(x)
+
+    summary = torch.stack([x[0, 0], x[1, :2].mean(0)])
+    torch.testing.assert_close(openings[0][1], (summary @ net[0].colora_gate["default"]).sigmoid())
+
+
+def test_a_copy_of_a_model_knows_nothing_of_the_passes_of_the_first():
+    model = gated(llama())
+    model(input_ids=IDS)
+    assert model.colora_context._trained is not None
+
+    twin = pickle.loads(pickle.dumps(model))
+
+    assert twin.colora_context._trained is None
+    assert twin.colora_context.is_causal
+    layers = [m for m in twin.modules() if isinstance(m, CoLoraLinear)]
+    assert all(layer.colora_context is twin.colora_context for layer in layers)
 
 
 def test_a_mask_that_is_not_one_per_position_is_refused():
