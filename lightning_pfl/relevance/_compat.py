@@ -66,15 +66,9 @@ def softcap(model: nn.Module) -> float | None:
     return None
 
 
-def keyword_arguments(model: nn.Module, *, last_logits_only: bool) -> dict[str, Any]:
-    """What to pass to ``forward`` beside the batch: no cache and, where the model can, only the last logits."""
-    names = inspect.signature(model.forward).parameters
-    arguments: dict[str, Any] = {}
-    if "use_cache" in names:
-        arguments["use_cache"] = False
-    if last_logits_only and "logits_to_keep" in names:
-        arguments["logits_to_keep"] = 1
-    return arguments
+def keyword_arguments(model: nn.Module) -> dict[str, Any]:
+    """What to pass to ``forward`` beside the batch: no cache, where the model has one."""
+    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
 
 def logits_of(output: Any) -> Tensor:

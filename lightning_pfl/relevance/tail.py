@@ -21,7 +21,7 @@ from lightning_pfl.relevance import _compat
 
 __all__ = ["Projection", "Scaling", "Tail", "UnknownTailError", "capture", "find_target", "is_linear", "trace_tail"]
 
-_CHUNK = 32_768  # rows of a vocabulary that are cast to float32 at a time
+_CHUNK = 8_192  # rows of a vocabulary that are cast to float32 at a time
 
 
 class UnknownTailError(ValueError):

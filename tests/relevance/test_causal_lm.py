@@ -250,7 +250,7 @@ def test_a_probe_leaves_random_numbers_grad_mode_and_the_model_alone():
     assert torch.equal(torch.rand(3), expected)
     assert not sketch.requires_grad
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in probe._model.parameters())
-    assert not any(module._forward_hooks for module in probe._model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in probe._model.modules())
 
 
 def test_a_folder_is_loaded_lazily_in_the_dtype_asked_for(tmp_path):
@@ -261,9 +261,32 @@ def test_a_folder_is_loaded_lazily_in_the_dtype_asked_for(tmp_path):
     probe.prepare()
 
     assert probe.closed_form
+    assert probe._model.model.rotary_emb.inv_freq.dtype == torch.float32
     assert {parameter.dtype for parameter in probe._model.parameters()} == {torch.bfloat16}
     exact = CausalLMProbe(str(tmp_path), size=512).sketch(batch())
     assert torch.cosine_similarity(probe.sketch(batch()), exact, dim=0) > 0.98
+
+
+def test_a_model_handed_over_in_low_precision_is_checked_in_float32_and_gets_its_weights_back():
+    """Gemma in bfloat16: autograd there is off by more than any tail would be, the closed form is not."""
+    model = built(FAMILIES["gemma3"]).bfloat16()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    probe = CausalLMProbe(model, size=64)
+    probe.prepare()
+
+    assert probe.closed_form
+    after = model.state_dict()
+    assert all(
+        after[name].dtype == tensor.dtype and torch.equal(after[name], tensor) for name, tensor in before.items()
+    )
+
+
+def test_a_model_that_scales_its_logits_is_noticed_in_low_precision_too():
+    """The check is as strict."""
+    probe = CausalLMProbe(built(UNKNOWN["cohere scales logits"]), size=64, dtype=torch.bfloat16)
+    probe.prepare()
+
+    assert not probe.closed_form
 
 
 def test_a_model_without_a_known_projection_asks_for_a_target():
