@@ -44,8 +44,9 @@ class LayerFit:
         model: base identity of the model.
         layer: address, ``tower/block/role``.
         tokens: how many positions the fit saw.
-        missed_A: share of the anchor's z that the model's A x misses; 0 is perfect, 1 as good as zero.
-        missed_B: share of the anchor's B' g that the model's B' g misses.
+        missed_A: error of the model's A x against the anchor's z, as a share of how z varies; 0 is perfect, 1 as good
+            as z's mean.
+        missed_B: error of the model's B' g against the anchor's, as a share of the latter; 1 is as good as zero.
     """
 
     model: str
@@ -174,7 +175,7 @@ class GradientB(FitB):
 
     def fit(self, sums: LayerSums, site: Site, A: Tensor) -> Tensor:
         """Least squares on loss gradients, the ridge chosen on held-out ones."""
-        ridge = choose_ridge(sums.gradients, sums.held_out_gradients, centred=False)
+        ridge = choose_ridge(sums.gradients, sums.held_out_gradients)
         return fit_B_from_gradients(sums.gradients, ridge=ridge)
 
 
@@ -297,7 +298,7 @@ def _fit(
         layer=layer,
         tokens=sums.inputs.count,
         missed_A=unexplained(A, sums.held_out_inputs),
-        missed_B=unexplained(B.T, sums.held_out_gradients, centred=False),
+        missed_B=unexplained(B.T, sums.held_out_gradients, of_variation=False),
     )
     return (A.float().cpu(), B.float().cpu()), fit
 

@@ -28,7 +28,7 @@ __all__ = [
     "unexplained",
 ]
 
-_RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+_RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
 @final
@@ -120,17 +120,18 @@ class Projection:
 
 
 def fit_A(sums: PairedSums, *, ridge: float | None = None, orthonormal_only: bool = False) -> Projection:
-    r"""The student's A whose ``A x`` is closest to the anchor's z, :math:`\arg\min_A \sum \|A \bar x - \bar z\|^2`.
+    r"""The student's A whose ``A x`` is closest to the anchor's z, :math:`\arg\min_A \sum \|A x - z\|^2`.
 
     Args:
         sums: of the student's inputs x ``[d_in]`` and the anchor's z = A x ``[r]``, over the same tokens.
-        ridge: penalty on ``|A|^2`` in units of x's mean variance. None: 1e-2 with fewer than four tokens per input,
+        ridge: penalty on ``|A|^2`` in units of x's mean square. None: 1e-2 with fewer than four tokens per input,
             where plain least squares fit noise, else 1e-6. `choose_ridge` does better.
         orthonormal_only: return the nearest matrix with orthonormal rows, as in the paper. It forgets the scale of
             each direction: on strongly anisotropic inputs its z is worse than zero.
 
     Returns:
-        A = K A_o in float64. The means are taken off, since a constant offset of z is what Q is for.
+        A = K A_o in float64. Nothing is centred: a layer applies P to z as it is, so the mean of z, usually its larger
+        part, must agree as well, or a P that was trained on one model meets another constant in the other.
 
     Raises:
         ValueError: fewer tokens than r, or a rank that the student's inputs cannot reach.
@@ -147,7 +148,7 @@ def fit_A(sums: PairedSums, *, ridge: float | None = None, orthonormal_only: boo
         >>> fit_A(sums).A.round(decimals=3).tolist()[0][0]
         3.0
     """
-    U, S, Vh = torch.linalg.svd(_least_squares(sums, ridge, centred=True), full_matrices=False)
+    U, S, Vh = torch.linalg.svd(_least_squares(sums, ridge), full_matrices=False)
     reached = int(S.gt(1e-9 * S[0]).sum())
     if reached < len(S):
         raise ValueError(
@@ -182,7 +183,7 @@ def fit_B_from_gradients(sums: PairedSums, *, ridge: float | None = None) -> Ten
         >>> fit_B_from_gradients(sums).round(decimals=3).flatten().abs().tolist()
         [0.0, 1.0, 1.0]
     """
-    return _least_squares(sums, ridge, centred=False).T.contiguous()
+    return _least_squares(sums, ridge).T.contiguous()
 
 
 def rotate_B_by_cca(B: Tensor, A: Tensor, sums: PairedSums, *, gamma: float = 1e-4) -> Tensor:
@@ -232,19 +233,20 @@ def rotate_B_by_cca(B: Tensor, A: Tensor, sums: PairedSums, *, gamma: float = 1e
     return rotated
 
 
-def unexplained(weight: Tensor, sums: PairedSums, *, centred: bool = True) -> float:
-    r"""Which share of the anchor's vectors the student misses, :math:`\sum\|W x - z\|^2 / \sum\|z\|^2`.
+def unexplained(weight: Tensor, sums: PairedSums, *, of_variation: bool = True) -> float:
+    r"""Which share of the anchor's vectors the student misses, :math:`\sum\|W x - z\|^2 / \sum\|z - \bar z\|^2`.
 
     Args:
         weight: A, or the transpose of B, shape ``[r, d]``.
         sums: over tokens that the fit has not seen, for an honest answer.
-        centred: take the means off both sides; False for gradients.
+        of_variation: measure against how z varies (above), so that its mean does not flatter; False: against z itself,
+            :math:`\sum\|z\|^2`, which is right for gradients.
 
     Returns:
-        0: perfect; 1: as good as always answering zero; above 1: worse than that.
+        0: perfect; 1: as good as always answering the mean (or zero); above 1: worse than that.
 
     Raises:
-        ValueError: the anchor's vectors do not vary, so that there is nothing to explain.
+        ValueError: the anchor's vectors do not vary (or are zero), so that there is nothing to explain.
 
     Example:
         >>> import torch
@@ -253,26 +255,20 @@ def unexplained(weight: Tensor, sums: PairedSums, *, centred: bool = True) -> fl
         >>> unexplained(torch.tensor([[1.0]]), sums)
         0.25
     """
-    xx, xz, zz = sums.products(centred=centred)
-    weight = weight.to(xx)
-    total = torch.trace(zz)
-    if not total > 0:
+    total = float(torch.trace(sums.products(centred=of_variation)[2]))
+    if not total > 1e-12 * float(torch.trace(sums.zz)):
         raise ValueError(f"The anchor's vectors of these {sums.count} tokens are all the same; use more varied data.")
-    missed = total - 2 * (weight.T * xz).sum() + ((weight @ xx) * weight).sum()
-    return max(float(missed / total), 0.0)
+    return _missed(weight, sums) / total
 
 
-def choose_ridge(
-    fit: PairedSums, held_out: PairedSums, *, centred: bool = True, ridges: Sequence[float] = _RIDGES
-) -> float:
+def choose_ridge(fit: PairedSums, held_out: PairedSums, *, ridges: Sequence[float] = _RIDGES) -> float:
     """The ridge whose least squares on ``fit`` leaves least of ``held_out`` unexplained.
 
     Args:
         fit: sums that the candidates are fitted on.
-        held_out: sums over other texts. With six candidates and hundreds of tokens the chosen one's error there is
+        held_out: sums over other texts. With seven candidates and hundreds of tokens the chosen one's error there is
             hardly flattered by the choice.
-        centred: as in `fit_A` (True) and `fit_B_from_gradients` (False).
-        ridges: candidates, in units of x's mean variance.
+        ridges: candidates, in units of x's mean square.
 
     Raises:
         ValueError: no held-out tokens, or fewer tokens than r.
@@ -283,31 +279,35 @@ def choose_ridge(
         >>> fit, held_out = PairedSums(2, 1), PairedSums(2, 1)
         >>> fit.add(x[:32], x[:32, :1])
         >>> held_out.add(x[32:], x[32:, :1])
-        >>> choose_ridge(fit, held_out)
+        >>> choose_ridge(fit, held_out, ridges=(1e-6, 1e-1))
         1e-06
     """
     if held_out.count < 2:
         raise ValueError(f"Choosing a ridge needs held-out tokens, but there are {held_out.count}.")
-    return min(
-        ridges, key=lambda ridge: unexplained(_least_squares(fit, ridge, centred=centred), held_out, centred=centred)
-    )
+    return min(ridges, key=lambda ridge: _missed(_least_squares(fit, ridge), held_out))
 
 
-def _least_squares(sums: PairedSums, ridge: float | None, *, centred: bool) -> Tensor:
+def _missed(weight: Tensor, sums: PairedSums) -> float:
+    """Squared error of ``W x`` against z, summed."""
+    weight = weight.to(sums.xx)
+    square = ((weight @ sums.xx) * weight).sum() - 2 * (weight.T * sums.xz).sum() + torch.trace(sums.zz)
+    return max(float(square), 0.0)
+
+
+def _least_squares(sums: PairedSums, ridge: float | None) -> Tensor:
     """W of shape ``[r, d]`` that minimises the squared error of ``W x`` against z plus the ridge's penalty."""
     _check_tokens(sums.count, sums.z.numel())
-    xx, xz, _ = sums.products(centred=centred)
-    size = xx.shape[0]
+    size = sums.xx.shape[0]
     if ridge is None:
         ridge = 1e-2 if sums.count < 4 * size else 1e-6
-    penalty = ridge * torch.trace(xx) / size
+    penalty = ridge * torch.trace(sums.xx) / size
     if not penalty > 0:
         raise ValueError(
-            f"Least squares need a positive ridge and inputs that vary, but the ridge is {ridge} and the inputs' mean "
-            f"variance {float(torch.trace(xx)) / size / max(sums.count, 1):.3g}."
+            f"Least squares need a positive ridge and inputs that are not all zero, but the ridge is {ridge} and the "
+            f"inputs' mean square is {float(torch.trace(sums.xx)) / size / max(sums.count, 1):.3g}."
         )
-    factor = torch.linalg.cholesky(xx + penalty * torch.eye(size, dtype=xx.dtype, device=xx.device))
-    return torch.cholesky_solve(xz, factor).T
+    factor = torch.linalg.cholesky(sums.xx + penalty * torch.eye(size, dtype=sums.xx.dtype, device=sums.xx.device))
+    return torch.cholesky_solve(sums.xz, factor).T
 
 
 def _check_tokens(count: int, rank: int) -> None:

@@ -79,9 +79,9 @@ def test_every_fifth_record_is_held_out_and_reported_on():
     A, B = sites["large"][layer].A, sites["large"][layer].B
     assert alignment.report[0].missed_A == pytest.approx(unexplained(A, sums.held_out_inputs), rel=1e-4)
     assert alignment.report[0].missed_B == pytest.approx(
-        unexplained(B.T, sums.held_out_gradients, centred=False), rel=1e-4
+        unexplained(B.T, sums.held_out_gradients, of_variation=False), rel=1e-4
     )
-    assert alignment.report[0].missed_B != pytest.approx(unexplained(B.T, sums.gradients, centred=False), rel=1e-4)
+    assert alignment.report[0].missed_B != pytest.approx(unexplained(B.T, sums.gradients, of_variation=False), rel=1e-4)
 
 
 def test_dropout_is_off_while_models_are_watched():

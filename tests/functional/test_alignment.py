@@ -70,12 +70,20 @@ def test_sums_refuse_tokens_that_do_not_match_or_are_not_finite():
         sums.add(torch.full((1, 3), torch.inf), torch.zeros(1, 2))
 
 
-def test_A_is_the_least_squares_solution_with_an_intercept():
+def test_A_is_the_least_squares_solution():
     x, z = 2 + randn(200, 6, seed=0), randn(200, 3, seed=1) + 4
-    with_intercept = torch.cat([x, torch.ones(200, 1)], 1)
-    expected = torch.linalg.lstsq(with_intercept, z).solution[:6].T
 
+    expected = torch.linalg.lstsq(x, z).solution.T
     torch.testing.assert_close(fit_A(sums_of(x, z), ridge=1e-12).A, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_unexplained_counts_a_wrong_mean_against_how_z_varies():
+    """z = 10 +- 1 and an answer of 12 +- 1: the error is 4, z varies by 1, z itself is 101."""
+    z = torch.tensor([[9.0], [11.0]]).double()
+    sums = sums_of(torch.cat([z, torch.ones(2, 1)], 1), z)
+
+    assert unexplained(torch.tensor([[1.0, 2.0]]), sums) == pytest.approx(4)
+    assert unexplained(torch.tensor([[1.0, 2.0]]), sums, of_variation=False) == pytest.approx(4 / 101)
 
 
 def test_A_factors_into_K_times_rows_that_are_orthonormal():
@@ -197,9 +205,10 @@ def test_choose_ridge_and_unexplained_refuse_what_says_nothing():
 
 @dataclass(frozen=True)
 class Planted:
-    """A linear model of a world with 6 hidden causes: x = E s + noise, y = R (h + adapter), base output W x."""
+    """A linear model of a world with 6 hidden causes: x = mean + E s + noise, y = R (h + adapter), base output W x."""
 
     E: Tensor
+    mean: Tensor
     R: Tensor
     A: Tensor
     B: Tensor
@@ -209,13 +218,14 @@ class Planted:
         scale = torch.logspace(0, -1, width_in, dtype=torch.float64)[:, None]
         return Planted(
             E=scale * randn(width_in, causes, seed=seed),
+            mean=2 * randn(width_in, seed=seed + 9),
             R=randn(outputs, width_out, seed=seed + 1) / width_out**0.5,
             A=orthonormal(width_in, rank, seed=seed + 2).T,
             B=orthonormal(width_out, rank, seed=seed + 3),
         )
 
     def x(self, s: Tensor, seed: int) -> Tensor:
-        return s @ self.E.T + 0.02 * randn(len(s), len(self.E), seed=seed)
+        return self.mean + s @ self.E.T + 0.02 * randn(len(s), len(self.E), seed=seed)
 
     def gradient(self, error: Tensor) -> Tensor:
         """Of 1/2 |error|^2 with respect to the module's output h."""
@@ -223,6 +233,10 @@ class Planted:
 
     def adapter(self, x: Tensor, A: Tensor, B: Tensor, P: Tensor) -> Tensor:
         return x @ A.T @ P.T @ B.T @ self.R.T
+
+
+def centred(x: Tensor, z: Tensor) -> PairedSums:
+    return sums_of(x - x.mean(0), z - z.mean(0))
 
 
 def transfer_error(A: Tensor, B: Tensor, *, P: Tensor, student: Planted, s: Tensor, wanted: Tensor) -> float:
@@ -242,7 +256,7 @@ def test_P_transfers_between_planted_models_by_gradient_B_only():
     z, readout = x @ anchor.A.T, anchor.R @ anchor.B
     P = (torch.linalg.pinv(z) @ (private @ task) @ torch.linalg.pinv(readout).T).T
     trained = (anchor.adapter(x, anchor.A, anchor.B, P) - private @ task).square().sum()
-    assert trained / (private @ task).square().sum() < 0.05
+    assert trained / (private @ task).square().sum() < 0.25
 
     # public data: the same examples, on which the two models err alike but not equally
     error = randn(400, 5, seed=104)
@@ -256,12 +270,16 @@ def test_P_transfers_between_planted_models_by_gradient_B_only():
     def error_with(A: Tensor, B: Tensor) -> float:
         return transfer_error(A, B, P=P, student=student, s=new, wanted=wanted)
 
-    random = error_with(student.A, student.B)
-    only_A = error_with(A, student.B)
-    cca = error_with(A, rotate_B_by_cca(student.B, A, for_A))
-    gradient = error_with(A, fit_B_from_gradients(for_B))
+    B = fit_B_from_gradients(for_B)
+    errors = {
+        "random": error_with(student.A, student.B),
+        "A": error_with(A, student.B),
+        "A and cca B": error_with(A, rotate_B_by_cca(student.B, A, for_A)),
+        "centred A and gradient B": error_with(fit_A(centred(x_student, x_anchor @ anchor.A.T)).A, B),
+        "A and gradient B": error_with(A, B),
+    }
 
-    print(f"random {random:.2f}, A {only_A:.2f}, A and cca B {cca:.2f}, A and gradient B {gradient:.3f}")
-    assert gradient < 0.1
-    assert min(random, only_A, cca) > 1
-    assert cca == pytest.approx(only_A, rel=0.05)
+    print({name: round(error, 3) for name, error in errors.items()})
+    assert errors.pop("A and gradient B") < 0.3
+    assert min(errors.values()) > 1
+    assert errors["A and cca B"] == pytest.approx(errors["A"], rel=0.05)
