@@ -1,0 +1,78 @@
+"""Personalised federated learning inside PyTorch Lightning.
+
+`CoLoRA` puts adapters into any LightningModule, `FederatedStrategy` turns epochs into federated rounds and lets clients
+learn from each other. Importing this package registers the strategy ``"federated"`` with Lightning and the method
+``"COLORA"`` with PEFT; nothing else happens.
+"""
+
+from lightning_pfl.__about__ import __version__
+from lightning_pfl.adapters import Additive, CoLoraConfig, Convex, GatePolicy, InputGate, StaticGate, inject
+from lightning_pfl.adapters.alignment import Alignment, align
+from lightning_pfl.aggregation import (
+    Aggregator,
+    FedAvg,
+    LocalOnly,
+    MixtureAggregator,
+    RelevanceAggregator,
+    UniformAggregator,
+)
+from lightning_pfl.callbacks.checkpoints import load_from_checkpoint
+from lightning_pfl.callbacks.colora import CoLoRA
+from lightning_pfl.callbacks.relevance_probe import RelevanceProbe
+from lightning_pfl.data import ClientDataModule, dirichlet_partition, even_partition, partition_by_key
+from lightning_pfl.errors import CheckpointMismatchError, ClientFailedError, FederationError, RejectedUpdateError
+from lightning_pfl.federation import Client, ClientPool, ClientStore, FederatedStrategy, LocalPool, RayPool
+from lightning_pfl.functional.relevance import FixedMatrix, SampleCount, Softmax, TaskGraph, TopK, Uniform, WeightPolicy
+from lightning_pfl.metrics import PersonalizationScores, draw_relevance
+from lightning_pfl.relevance import CausalLMProbe, GradientProbe, Probe
+from lightning_pfl.types import Aggregation, ClientUpdate
+
+__all__ = [
+    "Additive",
+    "Aggregation",
+    "Aggregator",
+    "Alignment",
+    "CausalLMProbe",
+    "CheckpointMismatchError",
+    "Client",
+    "ClientDataModule",
+    "ClientFailedError",
+    "ClientPool",
+    "ClientStore",
+    "ClientUpdate",
+    "CoLoRA",
+    "CoLoraConfig",
+    "Convex",
+    "FedAvg",
+    "FederatedStrategy",
+    "FederationError",
+    "FixedMatrix",
+    "GatePolicy",
+    "GradientProbe",
+    "InputGate",
+    "LocalOnly",
+    "LocalPool",
+    "MixtureAggregator",
+    "PersonalizationScores",
+    "Probe",
+    "RayPool",
+    "RejectedUpdateError",
+    "RelevanceAggregator",
+    "RelevanceProbe",
+    "SampleCount",
+    "Softmax",
+    "StaticGate",
+    "TaskGraph",
+    "TopK",
+    "Uniform",
+    "UniformAggregator",
+    "WeightPolicy",
+    "__version__",
+    "align",
+    "dirichlet_partition",
+    "draw_relevance",
+    "even_partition",
+    "inject",
+    "load_from_checkpoint",
+    "partition_by_key",
+]
