@@ -280,9 +280,9 @@ def _every_stack(module: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator
 
 
 def _stack(name: str, child: nn.Module, layers: Mapping[str, nn.Module]) -> _Stack:
-    blocks = [_inside(name) + key for key, _ in child.named_children()]
-    counts = [sum(layer == block or layer.startswith(f"{block}.") for layer in layers) for block in blocks]
-    return _Stack(name, tuple((block, count) for block, count in zip(blocks, counts, strict=True) if count))
+    prefix = _inside(name)
+    counts = Counter(layer[len(prefix) :].split(".", 1)[0] for layer in layers if layer.startswith(prefix))
+    return _Stack(name, tuple((prefix + key, counts[key]) for key, _ in child.named_children() if counts[key]))
 
 
 def _named_stack(module: nn.Module, layers: Mapping[str, nn.Module], path: str) -> _Stack:
@@ -301,22 +301,25 @@ def _addresses(
     tower: str, stack: _Stack, layers: Mapping[str, nn.Module], num_blocks: int, roles: Mapping[str, str] | None
 ) -> dict[str, Address]:
     addresses: dict[str, Address] = {}
+    told: set[str] = set()
     for part, index in enumerate(last_blocks(len(stack.blocks), num_blocks)):
         block = stack.blocks[index][0]
         inside = {name: _path(block, name) for name in layers if name == block or name.startswith(_inside(block))}
         named = {name: role_of(path, roles) for name, path in inside.items()}
-        twice = {role for role, count in Counter(named.values()).items() if count > 1}
+        counts = Counter(named.values())
         for name, role in named.items():
             # several layers of one role (experts, two attentions) are told apart by their path in the block
-            addresses[name] = Address(tower, part, inside[name] if role in twice else role)
-        for role in sorted(twice):
-            log.warning(
-                "Role `%s` occurs more than once in block `%s`; its layers are known by their paths there: %s. Models "
-                "of other families find no partner for them unless `roles` gives them names of their own.",
-                role,
-                block,
-                sorted(inside[name] for name in named if named[name] == role),
-            )
+            addresses[name] = Address(tower, part, inside[name] if counts[role] > 1 else role)
+            if counts[role] > 1 and role not in told:
+                told.add(role)
+                log.warning(
+                    "Role `%s` occurs %d times in block `%s`; these layers are known by their paths there, such as "
+                    "`%s`. Models of other families find no partner for them unless `roles` gives each its own name.",
+                    role,
+                    counts[role],
+                    block,
+                    inside[name],
+                )
     return addresses
 
 
