@@ -238,7 +238,7 @@ def test_the_trainer_is_left_as_a_user_expects_it(tmp_path):
 def test_personalize_and_export_give_one_clients_model(tmp_path):
     strategy = strategy_of(["a", "b", Client("wide", model=WideBlocks)], share=())
     module = Blocks()
-    with pytest.raises(FederationError, match="trainer.fit"):
+    with pytest.raises(FederationError, match=r"trainer\.fit"):
         strategy.personalize(module, "a")
     trainer = trainer_of(tmp_path, strategy, callbacks=[colora()])
     data = ClientsOwnData()
