@@ -25,10 +25,15 @@ def block_last(depth: int, blocks: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Factors:
-    """Frozen A [r, d_in] and B [d_out, r] of the J adapted linears, float32, and the scale s = alpha / r."""
+    """Frozen A [r, d_in], offsets c [r] and B [d_out, r] of the J adapted linears, float32, and the scale s = alpha / r.
+
+    Rank space is z = A x - c. Two models agree on how z varies, never on A's image of their mean activation, which is
+    the larger part: without the offset a P learned on one model meets another constant in the other.
+    """
 
     A: list[Tensor]
     B: list[Tensor]
+    c: list[Tensor]
     scale: float = 2.0
 
 
@@ -166,7 +171,7 @@ class Body:
             if j is None:
                 return y
             N, T, d = x.shape
-            z = F.linear(x.float(), factors.A[j]).view(R, -1, factors.A[j].shape[0])
+            z = F.linear(x.float(), factors.A[j], -factors.c[j]).view(R, -1, factors.A[j].shape[0])
             u = torch.baddbmm(maps.Q[:, j, None], z, maps.P[:, j].transpose(1, 2))
             return y + (factors.scale * F.linear(u, factors.B[j])).view(N, T, -1).to(y.dtype)
 
@@ -192,4 +197,4 @@ def random_factors(shapes: list[tuple[int, int]], rank: int, seed: int) -> Facto
     g = torch.Generator().manual_seed(seed)
     A = [torch.linalg.qr(torch.randn(d, rank, generator=g))[0].T.contiguous() for d, _ in shapes]
     B = [torch.linalg.qr(torch.randn(o, rank, generator=g))[0].contiguous() for _, o in shapes]
-    return Factors(A, B)
+    return Factors(A, B, [torch.zeros(rank) for _ in A])

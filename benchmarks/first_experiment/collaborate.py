@@ -14,8 +14,8 @@ from .scenario import CLIENTS, ROUNDS, Scenario
 from .sketches import Projection, cosines, per_example, weights
 from .suite import Task
 
-OTHERS = 40  # test samples per task of somebody else
-OWN = 160
+OTHERS = 24  # test samples per task of somebody else
+OWN = 120
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def logit(x: float) -> float:
 
 def run(
     archs: list[Arch], factors: list[Factors], proxy: Arch, sc: Scenario, tasks: dict[str, Task], methods: list[Method], n: int, seed: int,
-    steps: int = 10, batch: int = 8, side: str = "test",
+    steps: int = 8, batch: int = 8, side: str = "test",
 ) -> list[dict[str, object]]:  # fmt: skip
     """All methods side by side on the same batches; the result rows, one per method."""
     M, half = len(methods), CLIENTS // len(archs)
@@ -76,12 +76,13 @@ def run(
             cl = range(k * half, (k + 1) * half)
             mask = torch.stack([arch.masks[now[c].name] for c in cl]).repeat(M, 1, 1)
             rows = torch.stack([arch.rows[now[c].name] for c in cl]).repeat(M, 1)
+            prior = torch.stack([arch.prior[now[c].name] for c in cl]).repeat(M, 1)
             for s in range(steps):
                 h = torch.stack([arch.states[now[c].name]["train"][order[c][s]] for c in cl]).repeat(M, 1, 1, 1)
                 y = torch.stack([now[c].y["train"][order[c][s]] for c in cl]).repeat(M, 1)
                 p, q, g = params[k]
                 use = Maps(effective(methods, p, GP[:, list(cl)], g).flatten(0, 1), effective(methods, q, GQ[:, list(cl)], g).flatten(0, 1))
-                z = scores(arch, h, mask, rows, factors[k], use)
+                z = scores(arch, h, mask, rows, prior, factors[k], use)
                 loss = F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction="none").view(len(y), -1).mean(1).sum()
                 grads = torch.autograd.grad(loss, [p, q, g])
                 f = ramp(r * steps + s, ROUNDS * steps)

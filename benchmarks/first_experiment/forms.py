@@ -25,8 +25,9 @@ def _root(S: Tensor, power: float, ridge: float) -> Tensor:
     return (V * w.clamp_min(1e-12).pow(power)) @ V.T
 
 
-def _factors(A: list[Tensor], B: list[Tensor]) -> Factors:
-    return Factors([a.float().contiguous() for a in A], [b.float().contiguous() for b in B])
+def _factors(A: list[Tensor], B: list[Tensor], mean: list[Tensor] | None) -> Factors:
+    c = [a @ m if mean is not None else torch.zeros(len(a)) for a, m in zip(A, mean or A, strict=True)]
+    return Factors([a.float().contiguous() for a in A], [b.float().contiguous() for b in B], [x.float() for x in c])
 
 
 def anchor_random(m: Moments, o: Moments, seed: int = 0) -> tuple[list[Tensor], list[Tensor]]:
@@ -110,6 +111,8 @@ def quality(fa: Factors, fb: Factors, m: Moments, o: Moments) -> tuple[float, fl
 
 def make(form: str, m: Moments, o: Moments, seed: int = 0, ridge: float = 1e-2) -> tuple[Factors, Factors]:
     """The pair of factors of one named form; A scaled to unit z, B to unit columns in the anchor."""
+    form, _, raw = form.partition("/")  # "FORM/raw": no offset, as in the paper
+    centre = not raw
     A, B = anchor_random(m, o, seed)
     As, Bs = student_random(m, o, seed + 1)
     ones = [1.0] * len(B)
@@ -134,4 +137,4 @@ def make(form: str, m: Moments, o: Moments, seed: int = 0, ridge: float = 1e-2) 
         k = [(y @ bb @ y.T).diagonal().mean().sqrt() for y, bb in zip(As, m.bb, strict=True)]
         As = [y / c for y, c in zip(As, k, strict=True)]
     B, Bs = spread(B, Bs, ones)
-    return _factors(A, B), _factors(As, Bs)
+    return _factors(A, B, m.ma if centre else None), _factors(As, Bs, m.mb if centre else None)

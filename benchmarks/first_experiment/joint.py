@@ -17,23 +17,9 @@ from torch import Tensor
 
 from .bodies import Factors, Maps, attention_mask
 from .engine import CHOICES, AdamW, Arch, zeros
+from .moments import QUESTIONS, shared_words
 from .suite import Public
-from .vlm import sequence
-
-LENGTH = 15
-QUESTIONS = (
-    "What do you see here? Answer:", "Describe it in one word. Answer:", "Which group does it belong to? Answer:", "Name this. Answer:",
-    "What comes to mind? Answer:", "Which word fits best? Answer:", "How would you label it? Answer:", "Sort this picture. Answer:",
-    "What sort of picture is this? Answer:", "Pick a word. Answer:", "Which label is right? Answer:", "Say what this shows. Answer:",
-)  # fmt: skip
-WORDS = (
-    "apple", "river", "stone", "music", "garden", "winter", "summer", "gold", "silver", "paper", "glass", "water", "fire", "night", "day",
-    "king", "queen", "child", "mother", "father", "school", "market", "street", "city", "village", "island", "ocean", "forest", "desert",
-    "train", "car", "ship", "plane", "horse", "dog", "cat", "big", "small", "long", "short", "soft", "hard", "warm", "cold", "sweet",
-    "fast", "slow", "round", "square", "open", "closed", "high", "low", "deep", "light", "heavy", "new", "old", "young", "rich", "poor",
-    "first", "second", "third", "last", "north", "south", "east", "west", "yes", "no", "true", "false", "good", "bad", "black", "yellow",
-)  # fmt: skip
-
+from .vlm import LENGTH, sequence
 
 @dataclass
 class Pseudo:
@@ -45,14 +31,13 @@ class Pseudo:
     answer: Tensor
 
 
-def sampler(public: Public, banned: set[str], rng: random.Random):  # noqa: ANN201
-    """A function that draws pseudo-tasks; ``banned`` words (answers of real tasks) are never used."""
+def sampler(public: Public, words: list[str], rng: random.Random):  # noqa: ANN201
+    """A function that draws pseudo-tasks answered by ``words``."""
     flat = public.x.float().flatten(1)
     flat = (flat - flat.mean(0)) / flat.std(0).clamp_min(1e-6)
     _, _, V = torch.pca_lowrank(flat, 48)
     pcs = flat @ V
     pcs = pcs / pcs.std(0)
-    words = [w for w in WORDS if w not in banned]
     groups: dict[str, list[int]] = {}
     for i, g in enumerate(public.groups):
         groups.setdefault(g, []).append(i)
@@ -82,15 +67,18 @@ def sampler(public: Public, banned: set[str], rng: random.Random):  # noqa: ANN2
     return draw
 
 
-def _cached(arch: Arch, public: Public, t: Pseudo) -> tuple[Tensor, Tensor, Tensor]:
-    """States [n, L, d], mask [L, L] and candidate rows of a pseudo-task for one architecture."""
+def _cached(arch: Arch, public: Public, t: Pseudo) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """States [n, L, d], mask [L, L], candidate rows and the body's prior over them, of a pseudo-task for one architecture."""
     ids = arch.body.ids(t.question)
     with torch.no_grad():
         e, valid = sequence(arch.body, arch.projector, public.x[t.index], [ids] * len(t.index), LENGTH)
         mask = attention_mask(valid)
         h = arch.body.below(e, mask)
-    rows = [arch.body.ids(" " + w)[0] for w in t.words]
-    return h, mask[0], torch.tensor(rows + [-1] * (CHOICES - len(rows)))
+        rows = [arch.body.ids(" " + w)[0] for w in t.words]
+        rows = torch.tensor(rows + [-1] * (CHOICES - len(rows)))
+        x = arch.body.above(h[:32], mask[:32], arch.body.plain)
+        prior = (x @ arch.body.embedding[rows.clamp_min(0)].float().T).mean(0)
+    return h, mask[0], rows, prior
 
 
 def joint(
@@ -99,7 +87,7 @@ def joint(
 ) -> tuple[Factors, Factors]:  # fmt: skip
     """Learn A, B of both models (``train_anchor=False``: of the student only); ``both``: P, Q trained by both models."""
     rng = random.Random(f"joint/{seed}")
-    draw = sampler(public, banned, rng)
+    draw = sampler(public, [w for w, _, _ in shared_words(a.body, b.body, banned)], rng)
     ok = lambda t: all(len({m.body.ids(" " + w)[0] for w in t.words}) == len(t.words) for m in (a, b))  # noqa: E731
 
     def fresh() -> Pseudo:
@@ -108,7 +96,7 @@ def joint(
             if ok(t) and len(t.index) >= 2 * batch:
                 return t
 
-    fs = [Factors([x.clone().requires_grad_(m or train_anchor) for x in f.A], [x.clone().requires_grad_(m or train_anchor) for x in f.B], f.scale) for m, f in ((False, fa), (True, fb))]
+    fs = [Factors([x.clone().requires_grad_(m or train_anchor) for x in f.A], [x.clone().requires_grad_(m or train_anchor) for x in f.B], f.c, f.scale) for m, f in ((False, fa), (True, fb))]
     ab = [x for f in fs for x in (*f.A, *f.B) if x.requires_grad]
     rel = [float(x.detach().pow(2).mean().sqrt()) for x in ab]  # a step is relative to the tensor's own size
     opts = [AdamW([x], torch.tensor(lr_ab * r)) for x, r in zip(ab, rel, strict=True)]
@@ -138,7 +126,7 @@ def joint(
             R = len(live)
             mm = mask[:, None].expand(R, batch, *mask.shape[1:]).reshape(R * batch, *mask.shape[1:])
             z = arch.body.logits(h.reshape(R * batch, *h.shape[2:]), mm, rows.clamp_min(0), fs[m], Maps(P, Q))
-            z = z.masked_fill((rows < 0)[:, None], -1e9)
+            z = (z - torch.stack([d[3] for d in data[m]])[:, None]).masked_fill((rows < 0)[:, None], -1e9)
             ce = F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction="none").view(R, batch).mean(1)
             mine = [x for x in (*fs[m].A, *fs[m].B) if x.requires_grad]
             grads = torch.autograd.grad(ce.sum(), [P, Q, *mine])
@@ -156,5 +144,6 @@ def joint(
         if step % 25 == 24:
             w = 1 - 0.95 ** (step + 1)
             print(f"joint {step + 1}: own/other loss a {show[0, 0] / w:.3f}/{show[0, 1] / w:.3f} b {show[1, 0] / w:.3f}/{show[1, 1] / w:.3f}", flush=True)
-    done = [Factors([x.detach() for x in f.A], [x.detach() for x in f.B], f.scale) for f in fs]
+    # the offsets stay those of the start: A moves little, and what is left of the mean is the same in every task
+    done = [Factors([x.detach() for x in f.A], [x.detach() for x in f.B], f.c, f.scale) for f in fs]
     return done[0], done[1]

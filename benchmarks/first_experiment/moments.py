@@ -1,7 +1,9 @@
 """Paired second moments of two bodies over public data: inputs of the adapted linears and loss gradients at their outputs.
 
 Positions are paired: the five visual tokens one to one, text tokens where both tokenizers end a token at the same
-character of the same text.
+character of the same text. The gradient is that of a random contrast of two words at the last position, score(u) -
+score(v): words that are one token in both vocabularies (thousands). A loss on captions would span only the few hundred
+tokens that captions use, fewer than the width of the models, and the map learned from it would not reach other answers.
 """
 
 from __future__ import annotations
@@ -14,36 +16,47 @@ from torch import Tensor
 
 from .bodies import Body, attention_mask
 from .suite import Public
-from .vlm import VISUAL, Projector, caption, prefix, sequence
+from .vlm import LENGTH, VISUAL, Projector, sequence
 
-QUESTION = "What is in this picture? Answer:"
+QUESTIONS = (
+    "What do you see here? Answer:", "Describe it in one word. Answer:", "Which group does it belong to? Answer:", "Name this. Answer:",
+    "What comes to mind? Answer:", "Which word fits best? Answer:", "How would you label it? Answer:", "Sort this picture. Answer:",
+    "What sort of picture is this? Answer:", "Pick a word. Answer:", "Which label is right? Answer:", "Say what this shows. Answer:",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Per adapted linear, centred: ``aa`` [d_a, d_a], ``bb`` [d_b, d_b], ``ab`` [d_a, d_b]; float64."""
+    """Per adapted linear: ``aa`` [d_a, d_a], ``bb`` [d_b, d_b], ``ab`` [d_a, d_b] and the means ``ma``, ``mb``; float64."""
 
     aa: list[Tensor]
     bb: list[Tensor]
     ab: list[Tensor]
+    ma: list[Tensor]
+    mb: list[Tensor]
+
+
+def shared_words(a: Body, b: Body, banned: set[str]) -> list[tuple[str, int, int]]:
+    """Lower-case words of at least three letters that are one token (with a leading space) in both vocabularies."""
+    va, vb = a.tokenizer.get_vocab(), b.tokenizer.get_vocab()
+    out = []
+    for t, i in va.items():
+        w = t[1:]
+        if t[0] == "\u0120" and len(w) > 2 and w.isascii() and w.isalpha() and w.islower() and w not in banned and "\u2581" + w in vb:
+            out.append((w, i, vb["\u2581" + w]))
+    return sorted(out)
 
 
 def ends(body: Body, text: str) -> list[int]:
     """Character at which each token of the text ends."""
-    enc = body.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return [e for _, e in enc["offset_mapping"]]
+    return [e for _, e in body.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]]
 
 
-def observe(body: Body, proj: Projector, x: Tensor, questions: list[str], answers: list[str]) -> tuple[list[Tensor], list[Tensor], list[list[int]]]:
-    """Inputs [n, L, d_in] and output gradients [n, L, d_out] per adapted linear, and per example the paired character ends.
-
-    Position p of a row is described by ``-k`` for the k-th visual token, by the end character for text, 0 for padding.
-    """
-    text = [q + a for q, a in zip(questions, answers, strict=True)]
-    ids = [body.ids(t) for t in text]
-    length = max(map(len, ids)) + VISUAL + len(prefix(body))
+def observe(body: Body, proj: Projector, x: Tensor, question: str, contrasts: list[Tensor]) -> tuple[list[Tensor], list[list[Tensor]], list[int]]:
+    """Inputs [n, L, d_in] per adapted linear; per contrast ([n, 2] word ids) its gradients [n, L, d_out]; marks of positions."""
+    ids = body.ids(question)
     with torch.no_grad():
-        e, valid = sequence(body, proj, x, ids, length)
+        e, valid = sequence(body, proj, x, [ids] * len(x), LENGTH)
         mask = attention_mask(valid)
         h = body.below(e, mask)
     h.requires_grad_(True)
@@ -52,67 +65,66 @@ def observe(body: Body, proj: Projector, x: Tensor, questions: list[str], answer
     def lin(i: int, role: str, v: Tensor) -> Tensor:
         y = F.linear(v, body.layers[i][role])
         if i in body.targets:
-            xs.append(v)
+            xs.append(v.detach().float())
             ys.append(y)
         return y
 
     for i in range(body.start, body.depth):
         h = body.layer(i, h, mask, lin)
-    z = h.float()
+    z = h[:, -1].float()
     z = z * torch.rsqrt(z.pow(2).mean(-1, keepdim=True) + body.eps) * body.final
-    vocab = sorted({t for r in ids for t in r})
-    where, rows = {t: i for i, t in enumerate(vocab)}, body.embedding[torch.tensor(vocab)].float()
-    marks, loss = [], torch.zeros(())
-    for r, (row, t, q) in enumerate(zip(ids, text, questions, strict=True)):
-        end = ends(body, t)
-        marks.append([0] * (length - VISUAL - len(row)) + [-k - 1 for k in range(VISUAL)] + end)
-        first = next(k for k, c in enumerate(end) if c > len(q))
-        pos = length - len(row) + torch.arange(first, len(row)) - 1
-        loss = loss + F.cross_entropy(z[r, pos] @ rows.T, torch.tensor([where[t] for t in row[first:]]))
-    grads = torch.autograd.grad(loss, ys)
-    order = [k for _ in body.targets for k in (0, 1, 2, 3, 4, 5, 6)]
-    assert len(order) == len(xs)
-    return [v.detach().float() for v in xs], [g.float() for g in grads], marks
+    grads = []
+    for k, c in enumerate(contrasts):
+        w = body.embedding[c].float()
+        g = torch.autograd.grad((z * (w[:, 0] - w[:, 1])).sum(), ys, retain_graph=k + 1 < len(contrasts))
+        grads.append([v.float() for v in g])
+    return xs, grads, [0] * (LENGTH - VISUAL - len(ids)) + [-k - 1 for k in range(VISUAL)] + ends(body, question)
 
 
-def collect(a: Body, pa: Projector, b: Body, pb: Projector, public: Public, n: int = 512, batch: int = 16) -> tuple[Moments, Moments]:
-    """Moments of inputs and of output gradients over ``n`` public pictures with their captions."""
+def collect(
+    a: Body, pa: Projector, b: Body, pb: Projector, public: Public, banned: set[str], pictures: range, repeats: int = 3, batch: int = 32, seed: int = 0
+) -> tuple[Moments, Moments]:
+    """Moments of inputs (centred) and of output gradients (not centred) over public pictures."""
+
     def zeros(k: int) -> Moments:
         sa, sb = [s[k] for s in a.shapes()], [s[k] for s in b.shapes()]
-        make = lambda p, q: [torch.zeros(u, v, dtype=torch.float64) for u, v in zip(p, q, strict=True)]  # noqa: E731
-        return Moments(make(sa, sa), make(sb, sb), make(sa, sb))
+        make = lambda p, q: [torch.zeros(u, v) for u, v in zip(p, q, strict=True)]  # noqa: E731
+        return Moments(make(sa, sa), make(sb, sb), make(sa, sb), [torch.zeros(u) for u in sa], [torch.zeros(v) for v in sb])
 
-    inputs, outputs = zeros(0), zeros(1)
-    sums = [[torch.zeros(s[k], dtype=torch.float64) for s in m.shapes()] for m in (a, b) for k in (0, 1)]
-    count = 0
-    for s in range(0, n, batch):
-        pick = list(range(s, min(s + batch, n)))
-        q, ans = [QUESTION] * len(pick), [caption(public, i) for i in pick]
-        xa, ga, ma = observe(a, pa, public.x[pick], q, ans)
-        xb, gb, mb = observe(b, pb, public.x[pick], q, ans)
-        ia, ib = [], []
-        for r, (u, v) in enumerate(zip(ma, mb, strict=True)):
-            place = {c: p for p, c in enumerate(v) if c}
-            for p, c in enumerate(u):
-                if c and c in place:
-                    ia.append(r * len(u) + p)
-                    ib.append(r * len(v) + place[c])
-        count += len(ia)
-        for store, sa, sb, va, vb in ((inputs, sums[0], sums[2], xa, xb), (outputs, sums[1], sums[3], ga, gb)):
-            for j in range(len(va)):
-                u, v = va[j].flatten(0, 1)[ia], vb[j].flatten(0, 1)[ib]
-                store.aa[j] += (u.T @ u).double()
-                store.bb[j] += (v.T @ v).double()
-                store.ab[j] += (u.T @ v).double()
-                sa[j] += u.sum(0).double()
-                sb[j] += v.sum(0).double()
-    for j in range(len(inputs.aa)):  # inputs are centred, gradients are not (their mean is signal)
-        ua, ub = sums[0][j] / count, sums[2][j] / count
-        inputs.aa[j] -= count * torch.outer(ua, ua)
-        inputs.bb[j] -= count * torch.outer(ub, ub)
-        inputs.ab[j] -= count * torch.outer(ua, ub)
-    for m in (inputs, outputs):
-        for t in (*m.aa, *m.bb, *m.ab):
-            t /= count
-    print(f"{count} paired positions", flush=True)
-    return inputs, outputs
+    inputs, outputs, words = zeros(0), zeros(1), shared_words(a, b, banned)
+    g, count, seen = torch.Generator().manual_seed(seed), 0, 0
+
+    def add(store: Moments, j: int, u: Tensor, v: Tensor) -> None:
+        store.aa[j] += u.T @ u
+        store.bb[j] += v.T @ v
+        store.ab[j] += u.T @ v
+
+    for k, s in enumerate(range(pictures.start, pictures.stop, batch)):
+        pick = list(range(s, min(s + batch, pictures.stop)))
+        question = QUESTIONS[k % len(QUESTIONS)]
+        draws = [torch.randint(len(words), (len(pick), 2), generator=g) for _ in range(repeats)]
+        table = torch.tensor([[i, j] for _, i, j in words])
+        xa, ga, ma = observe(a, pa, public.x[pick], question, [table[d, 0] for d in draws])
+        xb, gb, mb = observe(b, pb, public.x[pick], question, [table[d, 1] for d in draws])
+        place = {c: p for p, c in enumerate(mb) if c}
+        ia = [p for p, c in enumerate(ma) if c and c in place]
+        ib = [place[ma[p]] for p in ia]
+        count, seen = count + len(ia) * len(pick), seen + len(pick) * repeats
+        for j in range(len(xa)):
+            u, v = xa[j][:, ia].flatten(0, 1), xb[j][:, ib].flatten(0, 1)
+            add(inputs, j, u, v)
+            inputs.ma[j] += u.sum(0)
+            inputs.mb[j] += v.sum(0)
+            tail = j >= len(xa) - 7 and j % 7 not in (1, 2)  # beyond the last attention only the last position counts
+            for qa, qb in zip(ga, gb, strict=True):
+                add(outputs, j, qa[j][:, ia[-1:] if tail else ia].flatten(0, 1), qb[j][:, ib[-1:] if tail else ib].flatten(0, 1))
+    out = []
+    for store, n in ((inputs, count), (outputs, seen)):
+        out.append(Moments(*([t.double() / n for t in x] for x in (store.aa, store.bb, store.ab, store.ma, store.mb))))
+    m = out[0]
+    for j, (ua, ub) in enumerate(zip(m.ma, m.mb, strict=True)):
+        m.aa[j] -= torch.outer(ua, ua)
+        m.bb[j] -= torch.outer(ub, ub)
+        m.ab[j] -= torch.outer(ua, ub)
+    print(f"{count} paired positions, {seen} contrasts of {len(words)} shared words", flush=True)
+    return out[0], out[1]

@@ -11,7 +11,7 @@ from torch import Tensor
 from .suite import CHOSEN
 
 CLIENTS = 8
-ROUNDS = 10
+ROUNDS = 8
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def per_example(arch: Arch, task: Task, n: int) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         x = body.above(h, mask, lin)
         rows = arch.rows[task.name]
-        z = x @ body.embedding[rows[rows >= 0]].float().T
+        z = x @ body.embedding[rows[rows >= 0]].float().T - arch.prior[task.name][rows >= 0]
         g = torch.autograd.grad(F.cross_entropy(z, task.y["train"][: len(h)], reduction="sum"), kept["y"])[0]
     return g.float()[:, 0], kept["u"]
 

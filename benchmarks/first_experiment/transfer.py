@@ -19,12 +19,21 @@ FORMS = ("unaligned", "orthonormal+cca", "lsq+cca", "lsq+gradient", "lsq+gradien
 LRS = (5e-3, 2e-2)
 
 
-def moments_of(a: Arch, b: Arch, cache: Path, n: int = 512) -> tuple[Moments, Moments]:
-    """Paired moments, cached."""
-    f = cache / f"moments_{a.name}{a.body.depth}_{b.name}{b.body.depth}_{len(a.body.targets)}.pt"
+HELD = 160  # public pictures kept for measuring an alignment
+
+
+def banned_words(cache: Path) -> set[str]:
+    """Answers of the real tasks: never used on public data."""
+    return {w for t in load_tasks(Path(torch.load(cache / "raw.pt")), cache).values() for w in t.answers}
+
+
+def moments_of(a: Arch, b: Arch, cache: Path, held: bool = False) -> tuple[Moments, Moments]:
+    """Paired moments, cached; ``held``: over the held-out public pictures (and other word pairs)."""
+    f = cache / f"moments_{a.name}{a.body.depth}_{b.name}{b.body.depth}_{len(a.body.targets)}{'_held' if held else ''}.pt"
     if not f.exists():
-        m, o = collect(a.body, a.projector, b.body, b.projector, load_public(cache), n)
-        torch.save([(x.aa, x.bb, x.ab) for x in (m, o)], f)
+        pictures = range(HELD) if held else range(HELD, HELD + 1280)
+        m, o = collect(a.body, a.projector, b.body, b.projector, load_public(cache), banned_words(cache), pictures, seed=int(held))
+        torch.save([(x.aa, x.bb, x.ab, x.ma, x.mb) for x in (m, o)], f)
     return tuple(Moments(*x) for x in torch.load(f))  # type: ignore[return-value]
 
 
@@ -36,11 +45,10 @@ def factors_of(form: str, a: Arch, b: Arch, cache: Path, seed: int = 0) -> tuple
         if form.startswith("joint"):
             _, base, *opts = form.split(":")
             kw = {k: (v == "True" if v in ("True", "False") else float(v) if "." in v or "e" in v else int(v)) for k, v in (x.split("=") for x in opts)}
-            banned = {w for t in load_tasks(Path(torch.load(cache / "raw.pt")), cache).values() for w in t.answers}
-            fa, fb = joint(a, b, *make(base, m, o, seed), load_public(cache), banned, seed=seed, **kw)
+            fa, fb = joint(a, b, *make(base, m, o, seed), load_public(cache), banned_words(cache), seed=seed, **kw)
         else:
             fa, fb = make(form, m, o, seed)
-        torch.save([(x.A, x.B, x.scale) for x in (fa, fb)], f)
+        torch.save([(x.A, x.B, x.c, x.scale) for x in (fa, fb)], f)
     return tuple(Factors(*x) for x in torch.load(f))  # type: ignore[return-value]
 
 
@@ -73,7 +81,7 @@ def main() -> None:
         if key in done:
             continue
         fs = factors_of(form, archs[0], archs[1], v.cache, v.seed)
-        m, o = moments_of(archs[0], archs[1], v.cache)
+        m, o = moments_of(archs[0], archs[1], v.cache, held=True)
         row = {"key": key, "form": form, "n": v.n, "steps": v.steps, "seed": v.seed, "corr": quality(*fs, m, o), "tasks": [t.name for t in pick]}
         best = []
         for arch, f in zip(archs, fs, strict=True):

@@ -54,15 +54,41 @@ def caption(public: Public, i: int) -> str:
     return f" a {public.captions[i]}, {public.groups[i]}"
 
 
-def pretrain(body: Body, public: Public, steps: int, batch: int = 16, lr: float = 1e-3, seed: int = 0) -> Projector:
-    """Projector-only captioning; the loss looks at the rows of tokens that occur in public captions."""
+def whitened(x: Tensor, k: int = 64) -> Tensor:
+    """Leading principal coordinates of the visual tokens, unit variance: [n, 5, 1280] -> [n, 5, k]."""
+    flat = x.float().flatten(0, 1)
+    flat = flat - flat.mean(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        _, _, V = torch.pca_lowrank(flat, k, center=False)
+    z = flat @ V
+    return (z / z.std(0)).view(*x.shape[:2], k)
+
+
+def pretrain(
+    body: Body, public: Public, steps: int, batch: int = 16, lr: float = 1e-3, seed: int = 0, keep: float = 1.0, start: Path | None = None
+) -> Projector:
+    """Projector-only captioning; the loss looks at the rows of tokens that occur in public captions.
+
+    ``keep`` weighs a second, label-free term: a linear map must recover the picture's principal coordinates from the
+    projected tokens. Captions alone drop what they never mention (blur, light), and no adapter above can bring it back.
+    """
     proj, g = Projector(body.width, body.rms, seed), torch.Generator().manual_seed(seed)
+    if start is not None:
+        proj.load_state_dict(torch.load(start))
+    goal = whitened(public.x)
+    back = nn.Linear(body.width, goal.shape[-1])
+    with torch.no_grad():  # from the least-squares solution, so that its gradient speaks of what the tokens lack
+        z = torch.cat([(proj(x) / body.rms).flatten(0, 1) for x in public.x.split(256)])
+        z1 = torch.cat([z, torch.ones(len(z), 1)], 1)
+        sol = torch.linalg.solve(z1.T @ z1 + 1e-3 * len(z) * torch.eye(z1.shape[1]), z1.T @ goal.flatten(0, 1))
+        back.weight.copy_(sol[:-1].T), back.bias.copy_(sol[-1])
     lead = body.ids("This is a picture of")
     text = [body.ids(caption(public, i))[:10] for i in range(len(public.captions))]
     vocab = torch.tensor(sorted({t for row in text for t in row}))
     where = {int(t): i for i, t in enumerate(vocab)}
     rows = body.embedding[vocab].float()
-    opt = torch.optim.AdamW(proj.parameters(), lr=lr, weight_decay=0.01)
+    opt = torch.optim.AdamW([*proj.parameters(), *back.parameters()], lr=lr, weight_decay=0.01)
     sched = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, pct_start=0.1)
     mean = 0.0
     for step in range(steps):
@@ -81,14 +107,15 @@ def pretrain(body: Body, public: Public, steps: int, batch: int = 16, lr: float 
         z = torch.cat(x).float()
         z = z * torch.rsqrt(z.pow(2).mean(-1, keepdim=True) + body.eps) * body.final
         loss = F.cross_entropy(z @ rows.T, torch.tensor(y))
+        mse = F.mse_loss(back(proj(public.x[pick]) / body.rms), goal[pick])
         opt.zero_grad()
-        loss.backward()
+        (loss + keep * mse).backward()
         nn.utils.clip_grad_norm_(proj.parameters(), 1.0)
         opt.step()
         sched.step()
         mean = 0.95 * mean + 0.05 * loss.item() if step else loss.item()
         if step % 50 == 0:
-            print(f"step {step} loss {mean:.3f} of {len(vocab)} rows", flush=True)
+            print(f"step {step} loss {mean:.3f} of {len(vocab)} rows, unexplained variance {mse.item():.3f}", flush=True)
     return proj.eval().requires_grad_(False)
 
 
@@ -113,4 +140,6 @@ def task_hidden(body: Body, proj: Projector, task: Task) -> dict[str, Tensor]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     raw, cache, name, depth, steps = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
-    torch.save(pretrain(Body(raw / name, depth), load_public(cache), steps).state_dict(), cache / f"projector_{name}_{depth}.pt")
+    first = cache / f"projector_{name}_{depth}.pt"
+    more = {"start": first, "lr": 7e-4, "seed": 1} if first.exists() else {}
+    torch.save(pretrain(Body(raw / name, depth), load_public(cache), steps, **more).state_dict(), first)
