@@ -268,9 +268,9 @@ def test_a_state_of_another_rule_is_refused(make):
 def test_a_newcomer_in_a_later_round_joins(make):
     """Its row and column appear, the others' do not get lost."""
     aggregator = make()
-    state = aggregator.aggregate([update(client) for client in IDS[:2]], {}).state
+    state = aggregator.aggregate([update(client) for client in ("omega", "beta")], {}).state
 
-    result = aggregator.aggregate([update("omega", 1)], state)
+    result = aggregator.aggregate([update("alpha", 1)], state)
 
     assert list(result.client_ids) == ["alpha", "beta", "omega"]
     assert set(result.personalized) == {"alpha", "beta", "omega"}
