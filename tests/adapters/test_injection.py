@@ -82,6 +82,15 @@ def test_injecting_again_after_a_global_branch_came_keeps_it():
     assert config_of(module).global_branch
 
 
+def test_injecting_again_with_a_global_branch_adds_it():
+    module = mlp()
+    inject(module, CONFIG)
+
+    inject(module, CoLoraConfig(r=4, alpha=8, num_blocks=2, global_branch=True))
+
+    assert {name for name in trained(module) if "gate" in name} == {f"{i}.colora_gate.default" for i in (0, 2, 4, 6)}
+
+
 def test_another_config_is_refused_with_the_difference():
     module = mlp()
     inject(module, CONFIG)

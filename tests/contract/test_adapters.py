@@ -123,15 +123,18 @@ def test_merging_and_unmerging_restores_every_bit(family):
 
 @pytest.mark.parametrize("act", ["merge_adapter", "merge_and_unload"])
 def test_an_input_gate_refuses_to_merge_before_any_layer_is_touched(act):
-    model = get_peft_model(llama(), config(global_branch=True, gate=InputGate()))
+    """The first layers hold an adapter that could be merged; only later ones hold the one that cannot."""
+    model = get_peft_model(llama(), config())
+    model.add_adapter("second", config(num_blocks=1, private_layers=False, global_branch=True, gate=InputGate()))
     scramble(model)
+    model.base_model.set_adapter(["default", "second"])
     expected = output(model)
 
     with pytest.raises(ValueError, match="weighs the branches anew for every input"):
         getattr(model, act)()
 
-    assert torch.equal(output(model), expected)
     assert not any(layer.merged for layer in model.modules() if isinstance(layer, CoLoraLinear))
+    assert torch.equal(output(model), expected)
 
 
 @every_config
