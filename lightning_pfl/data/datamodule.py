@@ -74,7 +74,7 @@ class ClientDataModule(L.LightningDataModule):
             if client_id not in parts:
                 raise ValueError(f"No part of the data belongs to client `{client_id}`; there are {sorted(parts)}.")
             return Subset(dataset, parts[client_id].tolist())
-        index = list(strategy.client_ids).index(client_id)  # type: ignore[union-attr]  # has client_id, so has client_ids
+        index = tuple(getattr(strategy, "client_ids", ())).index(client_id)
         if index >= len(parts):
             raise ValueError(f"Client `{client_id}` is number {index}, but the data has only {len(parts)} parts.")
         return Subset(dataset, parts[index].tolist())

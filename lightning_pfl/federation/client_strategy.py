@@ -48,7 +48,7 @@ class ClientStrategy(SingleDeviceStrategy):
     Attributes:
         client_id: whose turn it is; user code may read it as ``trainer.strategy.client_id``.
         round: from 0.
-        num_clients: how many there are in the run.
+        client_ids: of all clients of the run, in the user's order.
         validation: what the last validation inside this turn's fit gave, by the user's names.
         validation_names: names that validation has ever logged.
         saved: the client's checkpoint, once the segment has ended.
@@ -57,7 +57,7 @@ class ClientStrategy(SingleDeviceStrategy):
     def __init__(
         self,
         *,
-        num_clients: int,
+        client_ids: Sequence[str],
         share: Sequence[str],
         local_epochs: int | None,
         local_steps: int | None,
@@ -68,7 +68,7 @@ class ClientStrategy(SingleDeviceStrategy):
         super().__init__("cpu", accelerator=accelerator, precision_plugin=precision)
         self.client_id: str | None = None
         self.round: int | None = None
-        self.num_clients = num_clients
+        self.client_ids = tuple(client_ids)
         self.share = tuple(share)
         self.local_epochs = local_epochs
         self.local_steps = local_steps
@@ -83,6 +83,11 @@ class ClientStrategy(SingleDeviceStrategy):
         self._base_complete = False
         self._before_validation: dict[str, Any] = {}
         self._loop_state: dict[str, Any] = {}
+
+    @property
+    def num_clients(self) -> int:
+        """How many clients there are in the run."""
+        return len(self.client_ids)
 
     def begin(
         self,
@@ -125,7 +130,7 @@ class ClientStrategy(SingleDeviceStrategy):
     def save_with(self, carried: dict[str, Any]) -> None:
         """Take the client's checkpoint, with what the loop carries along."""
         self._loop_state = carried
-        self._trainer.save_checkpoint(OUT)
+        self._trainer.save_checkpoint(OUT, weights_only=False)
 
     @override
     def setup_environment(self) -> None:

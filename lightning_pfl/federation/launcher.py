@@ -90,7 +90,7 @@ class FederatedLauncher(Launcher):
         def client_trainer() -> L.Trainer:
             return template.equip(
                 ClientStrategy(
-                    num_clients=strategy.num_clients,
+                    client_ids=strategy.client_ids,
                     share=strategy.share,
                     local_epochs=None if strategy.local_steps is not None else strategy.local_epochs,
                     local_steps=strategy.local_steps,

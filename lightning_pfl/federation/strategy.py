@@ -123,6 +123,11 @@ class FederatedStrategy(SingleDeviceStrategy):
     # -- what users read -----------------------------------------------------------------------------------------------
 
     @property
+    def client_ids(self) -> tuple[str, ...]:
+        """Of all clients, in the user's order; the same in a client."""
+        return tuple(client.id for client in self.clients)
+
+    @property
     def num_clients(self) -> int:
         """How many there are."""
         return len(self.clients)

@@ -76,7 +76,7 @@ def snapshot_of(module, file, *, rounds=4):
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     template = ClientTemplate.take(L.Trainer(accelerator="cpu", max_epochs=rounds, **dict.fromkeys(quiet, False)))
     strategy = ClientStrategy(
-        num_clients=5,
+        client_ids=tuple(f"client-{index}" for index in range(5)),
         share=["encoder", "head"],
         local_epochs=1,
         local_steps=None,

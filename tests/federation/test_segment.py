@@ -45,7 +45,7 @@ def segments(module, data, *, turns, callbacks=(), local_epochs=1, local_steps=N
     driver = trainer_for((), **arguments)
     template = ClientTemplate.take(driver)
     strategy = ClientStrategy(
-        num_clients=1,
+        client_ids=("client-0",),
         share=["encoder", "head"],
         local_epochs=None if local_steps else local_epochs,
         local_steps=local_steps,
@@ -66,7 +66,7 @@ def segments(module, data, *, turns, callbacks=(), local_epochs=1, local_steps=N
         state = result.state
         torch.rand(number + 1)  # what others do with the process's random stream is of no interest
     file.close()
-    return result.update.shared.common.unpack(), unpack_state("a", state)["global_step"]
+    return result.update.shared.common.unpack(), unpack_state(state)["global_step"]
 
 
 def assert_same_weights(got, expected):
