@@ -108,7 +108,7 @@ def test_a_name_that_is_not_sent_keeps_its_value():
     ("sent", "message"),
     [
         ({"common": {"main/2/linear/P": torch.eye(4)}}, r"`main/2/linear/P`, which the Sequential does not have"),
-        ({"common": {"main/0/linear/P": torch.eye(2)}}, r"must have the shape \(4, 4\).* came as \(2, 2\)"),
+        ({"common": {"main/1/linear/P": torch.eye(2)}}, r"must have the shape \(4, 4\).* came as \(2, 2\)"),
         ({"same_architecture": {"main/0/linear/P": torch.eye(4)}}, r"does not have. It has \['0.A'"),
     ],
 )
