@@ -12,6 +12,9 @@ transformers model by hooks. The positions that `InputGate` averages over are, i
 - in every other model: all unmasked positions; of an image, all positions.
 
 A module that is no transformers model is taken for the last kind; a causal model of your own needs `prompt_positions`.
+
+Two things cannot be seen from here: that tokens are generated without a cache (each pass then looks like scoring, so
+the first position is read), and that a last piece of a prompt is one position long (it looks like a decoded token).
 """
 
 from __future__ import annotations
