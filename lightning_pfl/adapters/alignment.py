@@ -8,147 +8,25 @@ to the anchor's, layer by layer with the same address, over positions that have 
 
 from __future__ import annotations
 
-import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, final
+from dataclasses import dataclass, replace
+from typing import Any, cast, final
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lightning_pfl.adapters.aligned import Alignment, Bases, LayerFit
+from lightning_pfl.adapters.contrasts import contrast_loss, draw_contrast, shared_words
 from lightning_pfl.adapters.gathering import LayerSums, Loss, Site, causal_lm_loss, gather
 from lightning_pfl.adapters.injection import ADAPTER, adapted_layers, config_of
 from lightning_pfl.adapters.readings import Reading, TextReader
-from lightning_pfl.adapters.tensors import bases_of, set_bases
+from lightning_pfl.adapters.tensors import bases_of
 from lightning_pfl.functional.alignment import choose_ridge, fit_A, fit_B_from_gradients, rotate_B_by_cca, unexplained
 
 __all__ = ["Alignment", "Bases", "CcaB", "FitB", "GradientB", "LayerFit", "align"]
 
 log = logging.getLogger(__name__)
-
-_VERSION = 1
-
-
-Bases = tuple[Tensor, Tensor]
-"""A ``[r, d_in]`` and B ``[d_out, r]`` of one layer, float32, as `set_bases` takes them."""
-
-
-@dataclass(frozen=True)
-class LayerFit:
-    """How well one layer of one model follows the anchor, on texts that the fit has not seen.
-
-    Attributes:
-        model: base identity of the model.
-        layer: address, ``tower/block/role``.
-        tokens: how many positions the fit saw.
-        missed_A: error of the model's A x against the anchor's z, as a share of how z varies; 0 is perfect, 1 as good
-            as z's mean.
-        missed_B: error of the model's B' g against the anchor's, as a share of the latter; 1 is as good as zero.
-    """
-
-    model: str
-    layer: str
-    tokens: int
-    missed_A: float
-    missed_B: float
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Alignment:
-    """Bases of the Co-LoRA layers of several base models, in one coordinate system.
-
-    Attributes:
-        anchor: base identity of the model that the others are aligned to.
-        bases: per base identity and address.
-        report: one `LayerFit` per aligned layer.
-        unaligned: per base identity, addresses that the anchor does not have; they keep bases of their own, so that
-            their P and Q mean nothing to models of another base.
-
-    Example:
-        >>> import torch
-        >>> alignment = Alignment("tiny", {"tiny": {"main/0/q": (torch.eye(1, 2), torch.eye(3, 1))}}, (), {})
-        >>> [tensor.shape for tensor in alignment.bases["tiny"]["main/0/q"]]
-        [torch.Size([1, 2]), torch.Size([3, 1])]
-    """
-
-    anchor: str
-    bases: Mapping[str, Mapping[str, Bases]]
-    report: Sequence[LayerFit]
-    unaligned: Mapping[str, Sequence[str]]
-
-    def apply(self, module: nn.Module) -> None:
-        """Give a module with adapters the bases of its base model, in place.
-
-        Raises:
-            ValueError: a base model that this alignment does not cover, or other layers or ranks than it was made for.
-        """
-        base = config_of(module).base_identity
-        if base is None or base not in self.bases:
-            raise ValueError(
-                f"This alignment covers the base models {sorted(self.bases)}, but the {type(module).__name__} is a "
-                f"`{base}`. Run align() again with that model among the others, or leave `aligned` out."
-            )
-        known = {*self.bases[base], *self.unaligned.get(base, ())}
-        if others := sorted(set(bases_of(module)) - known):
-            raise ValueError(
-                f"The {type(module).__name__} has Co-LoRA layers that the alignment was not made for: {others[:4]}. "
-                f"It knows {sorted(known)[:4]}. Use the num_blocks, target_modules and roles that align() was run with."
-            )
-        set_bases(module, self.bases[base])
-
-    def save(self, path: str | Path) -> None:
-        """Write a folder with ``alignment.json`` (what it covers) and ``alignment.safetensors`` (the bases)."""
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            f"{base}|{layer}|{name}": tensor.contiguous()
-            for base, layers in self.bases.items()
-            for layer, (A, B) in layers.items()
-            for name, tensor in (("A", A), ("B", B))
-        }
-        save_file(tensors, folder / "alignment.safetensors")
-        about = {
-            "version": _VERSION,
-            "anchor": self.anchor,
-            "layers": {base: sorted(layers) for base, layers in self.bases.items()},
-            "unaligned": {base: list(layers) for base, layers in self.unaligned.items()},
-            "report": [asdict(fit) for fit in self.report],
-        }
-        (folder / "alignment.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-
-    @staticmethod
-    def load(path: str | Path) -> Alignment:
-        """Read what `save` wrote; no code in the files is run.
-
-        Raises:
-            FileNotFoundError: no alignment in this folder.
-            ValueError: written by a newer version, or tensors that do not fit the description.
-        """
-        folder = Path(path)
-        about = json.loads((folder / "alignment.json").read_text(encoding="utf-8"))
-        if about["version"] != _VERSION:
-            raise ValueError(
-                f"`{folder}` holds an alignment of format {about['version']}, but this release reads {_VERSION}. Make "
-                "it again with align(), or install the release that wrote it."
-            )
-        tensors = load_file(folder / "alignment.safetensors")
-        names = {
-            f"{base}|{layer}|{name}" for base, layers in about["layers"].items() for layer in layers for name in "AB"
-        }
-        if names != set(tensors):
-            raise ValueError(
-                f"The two files in `{folder}` do not belong together: only one of them has "
-                f"{sorted(names ^ set(tensors))[:4]}. Copy both files of one alignment."
-            )
-        bases = {
-            base: {layer: (tensors[f"{base}|{layer}|A"], tensors[f"{base}|{layer}|B"]) for layer in layers}
-            for base, layers in about["layers"].items()
-        }
-        return Alignment(about["anchor"], bases, tuple(LayerFit(**fit) for fit in about["report"]), about["unaligned"])
 
 
 class FitB(ABC):
@@ -203,7 +81,7 @@ def align(
     tokenizers: Mapping[str, Any] | None = None,
     B: FitB | None = None,
     orthonormal_only: bool = False,
-    loss: Loss = causal_lm_loss,
+    loss: Loss | None = None,
     held_out: int = 5,
     max_bytes: int = 2**31,
 ) -> Alignment:
@@ -218,7 +96,9 @@ def align(
         tokenizers: per name of a model, its tokenizer; for texts only.
         B: how the students' B are chosen; None: `GradientB`.
         orthonormal_only: replace each A by the nearest matrix with orthonormal rows, as in the paper.
-        loss: of a model and `Reading.inputs`: a scalar, summed (not averaged) over what the model predicts.
+        loss: whose gradients B follows: a scalar of a model and `Reading.inputs`, summed (not averaged) over what the
+            model predicts. None: for texts, how much the model prefers one word to another after the text
+            (`lightning_pfl.adapters.contrasts`); for records, the cross entropy of their ``labels``.
         held_out: every how-manyth text is used to choose ridges and to measure, not to fit.
         max_bytes: of sums held at once. Models that need more are read in several passes, for which ``data`` must be
             something that can be iterated over again.
@@ -263,9 +143,14 @@ def align(
             "iterated over once only. Pass a list or a dataset, or raise max_bytes."
         )
     for layers in groups:
-        records = _records(data, tokenizers, models)
+        records = _records(data, tokenizers, models, ask_for_words=loss is None)
         sums = gather(
-            (anchor, models[anchor], sites[anchor]), students, records, loss=loss, layers=layers, held_out=held_out
+            (anchor, models[anchor], sites[anchor]),
+            students,
+            records,
+            loss=loss or _default_loss,
+            layers=layers,
+            held_out=held_out,
         )
         for name, of_layers in sums.items():
             for layer, found in of_layers.items():
@@ -303,14 +188,21 @@ def _fit(
     return (A.float().cpu(), B.float().cpu()), fit
 
 
+def _default_loss(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    return contrast_loss(model, inputs) if "contrast" in inputs else causal_lm_loss(model, inputs)
+
+
 def _records(
     data: Iterable[str] | Iterable[Mapping[str, Reading]],
     tokenizers: Mapping[str, Any] | None,
     models: Mapping[str, nn.Module],
+    *,
+    ask_for_words: bool,
 ) -> Iterator[Mapping[str, Reading]]:
-    for item in data:
+    words: dict[str, Tensor] = {}
+    for index, item in enumerate(data):
         if not isinstance(item, str):
-            yield item
+            yield cast(Mapping[str, Reading], item)
             continue
         if missing := sorted(set(models) - set(tokenizers or {})):
             raise TypeError(
@@ -318,7 +210,12 @@ def _records(
                 "tokenizers={name: tokenizer}, or give records of one Reading per model instead of texts."
             )
         assert tokenizers is not None
-        yield {name: TextReader(tokenizers[name])([item]) for name in models}
+        record = {name: TextReader(tokenizers[name])([item]) for name in models}
+        if ask_for_words:
+            words = words or shared_words({name: tokenizers[name] for name in models})
+            for name, contrast in draw_contrast(words, index).items():
+                record[name] = replace(record[name], inputs={**record[name].inputs, "contrast": contrast})
+        yield record
 
 
 def _groups(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_pfl.adapters import CoLoraConfig, adapter_parameters, bases_of, inject, load_local, shared_tensors
 from lightning_pfl.adapters.alignment import Alignment, CcaB, GradientB, align
+from lightning_pfl.adapters.gathering import causal_lm_loss
 from lightning_pfl.adapters.readings import Reading
 from tests.adapters.test_readings import Words
 
@@ -177,10 +178,50 @@ def test_texts_are_matched_where_two_tokenizers_cut_alike():
     texts = ["abcdefghijklmnopqrstuvwx"] * 60
 
     alignment = align(
-        models, texts, anchor="small", tokenizers={"small": Words(2, start=True), "large": Words(3)}, held_out=5
+        models,
+        texts,
+        anchor="small",
+        tokenizers={"small": Words(2, start=True), "large": Words(3)},
+        loss=causal_lm_loss,
+        held_out=5,
     )
 
     assert {fit.tokens for fit in alignment.report} == {48 * 4}
+
+
+def test_texts_ask_both_models_for_the_same_words_by_default():
+    """Two vocabularies in another order: only gradients for the same words make the disguised model follow."""
+
+    class Lettered(Words):
+        def __init__(self, order):
+            super().__init__(1)
+            self.ids = {letter: index for index, letter in enumerate(order)}
+
+        def __call__(self, text, **kwargs):
+            return {**super().__call__(text, **kwargs), "input_ids": [self.ids[letter] for letter in text]}
+
+        def get_vocab(self):
+            return {"\u2581" + 3 * letter: index for letter, index in self.ids.items()}
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    shuffled = torch.randperm(26, generator=torch.Generator().manual_seed(4)).tolist()
+    models = {"small": TinyLM(12, 16, seed=0)}
+    models["large"] = disguised(models["small"], 20, 28)
+    with torch.no_grad():  # token k of the small model is token shuffled.index(k) of the large one
+        for table in (models["large"].embedding.weight, models["large"].head.weight):
+            table[:26] = table[shuffled]
+    for model in models.values():
+        inject(model, config())
+    generator = torch.Generator().manual_seed(6)
+    texts = ["".join(letters[i] for i in torch.randint(26, (12,), generator=generator)) for _ in range(120)]
+    tokenizers = {"small": Lettered(letters), "large": Lettered([letters[i] for i in shuffled])}
+
+    alignment = align(models, texts, anchor="small", tokenizers=tokenizers)
+
+    assert all(fit.missed_A < 1e-3 and fit.missed_B < 1e-3 for fit in alignment.report)
+    tokenizers["large"].get_vocab = lambda: {"\u2581aaa": 0, "\u2581111": 1}
+    with pytest.raises(ValueError, match="two that are one token in each vocabulary, but there are 1"):
+        align(models, texts, anchor="small", tokenizers=tokenizers)
 
 
 def test_layers_that_the_anchor_lacks_are_reported_and_keep_their_bases():
