@@ -142,7 +142,7 @@ def test_warm_up_rises_to_the_learning_rate_and_stays():
 
 
 def test_a_module_with_nothing_to_train_says_so():
-    with pytest.raises(ValueError, match="nothing to train: its language model is frozen. Add adapters"):
+    with pytest.raises(ValueError, match=r"nothing to train: its language model is frozen\. Add adapters"):
         tiny_vlm(tiny_llama()).configure_optimizers()
 
 
