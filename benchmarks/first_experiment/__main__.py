@@ -30,12 +30,13 @@ def main() -> None:
     p.add_argument("--depths", type=int, nargs=2, default=(12, 8))
     p.add_argument("--methods", type=int, default=4, help="methods side by side")
     p.add_argument("--side", default="test", choices=("test", "val"))
+    p.add_argument("--blocks", type=int, default=2)
     p.add_argument("--eager", action="store_true")
     v = p.parse_args()
     torch.set_num_threads(1)
     torch.save(str(v.raw), v.cache / "raw.pt")
     tasks = load_tasks(v.raw, v.cache)
-    archs = [load_arch(v.raw, v.cache, n, d, tasks) for n, d in zip(("smollm2", "gemma3"), v.depths, strict=True)]
+    archs = [load_arch(v.raw, v.cache, n, d, tasks, v.blocks) for n, d in zip(("smollm2", "gemma3"), v.depths, strict=True)]
     factors = list(factors_of(v.align, archs[0], archs[1], v.cache))
     if not v.eager:
         for x in archs:
@@ -52,7 +53,7 @@ def main() -> None:
                     rows = run(archs, factors, archs[0], scenario(s, seed), tasks, full, n, seed, side=v.side)[: len(part)]
                     with v.out.open("a") as h:
                         for r in rows:
-                            h.write(json.dumps(r | {"align": v.align, "depths": list(v.depths), "side": v.side}) + "\n")
+                            h.write(json.dumps(r | {"align": v.align, "depths": list(v.depths), "side": v.side, "blocks": v.blocks}) + "\n")
                             print(r["scenario"], r["n"], r["seed"], r["method"], {k: r[k] for k in ("self", "others", "seen", "unseen", "novel", "self_lik", "others_lik", "gate")}, r["corr"][-1], flush=True)  # fmt: skip
 
 

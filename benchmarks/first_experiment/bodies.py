@@ -28,7 +28,8 @@ class Factors:
     """Frozen A [r, d_in], offsets c [r] and B [d_out, r] of the J adapted linears, float32, and the scale s = alpha / r.
 
     Rank space is z = A x - c. Two models agree on how z varies, never on A's image of their mean activation, which is
-    the larger part: without the offset a P learned on one model meets another constant in the other.
+    the larger part: without the offset a P learned on one model meets another constant in the other. ``c`` is [r], or
+    [R, r] where every run has its own.
     """
 
     A: list[Tensor]
@@ -171,7 +172,8 @@ class Body:
             if j is None:
                 return y
             N, T, d = x.shape
-            z = F.linear(x.float(), factors.A[j], -factors.c[j]).view(R, -1, factors.A[j].shape[0])
+            c = factors.c[j]
+            z = F.linear(x.float(), factors.A[j]).view(R, -1, factors.A[j].shape[0]) - (c if c.dim() == 1 else c[:, None])
             u = torch.baddbmm(maps.Q[:, j, None], z, maps.P[:, j].transpose(1, 2))
             return y + (factors.scale * F.linear(u, factors.B[j])).view(N, T, -1).to(y.dtype)
 

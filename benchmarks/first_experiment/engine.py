@@ -79,6 +79,24 @@ def scores(arch: Arch, h: Tensor, mask: Tensor, rows: Tensor, prior: Tensor, fac
     return (z - prior[:, None]).masked_fill((rows < 0)[:, None], -1e9)
 
 
+@torch.no_grad()
+def own_offsets(arch: Arch, tasks: list[Task], factors: Factors, n: int, start: int = 0) -> list[Tensor]:
+    """c [R, r] per adapted linear: the mean of A x over the run's own unlabelled pictures."""
+    kept: list[list[Tensor]] = []
+
+    def lin(i: int, role: str, x: Tensor) -> Tensor:
+        if i in arch.body.targets:
+            kept[-1].append(x.float())
+        return F.linear(x, arch.body.layers[i][role])
+
+    for t in tasks:
+        kept.append([])
+        h, valid = arch.states[t.name]["train"][start : start + n], arch.states[t.name]["valid"]
+        arch.body.above(h, arch.masks[t.name][None].expand(len(h), -1, -1), lin)
+        kept[-1] = [(x[:, valid] if x.shape[1] > 1 else x).mean((0, 1)) for x in kept[-1]]
+    return [torch.stack([k[j] for k in kept]) @ a.T for j, a in enumerate(factors.A)]
+
+
 class AdamW:
     """AdamW over stacked runs; ``lr`` broadcasts against the leading dimensions of each tensor."""
 

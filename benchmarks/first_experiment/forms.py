@@ -80,8 +80,10 @@ def b_cca(A_a: list[Tensor], A_s: list[Tensor], B_s: list[Tensor], m: Moments, g
 def canonical(aa: Tensor, bb: Tensor, ab: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     """Leading canonical directions [d_a, r], [d_b, r] of a pair, ridge relative to the mean variance."""
     Wa, Wb = _root(aa, -0.5, ridge), _root(bb, -0.5, ridge)
-    U, _, Vh = torch.linalg.svd(Wa @ ab @ Wb, full_matrices=False)
-    return Wa @ U[:, :RANK], Wb @ Vh[:RANK].T
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        U, _, V = torch.svd_lowrank(Wa @ ab @ Wb, q=3 * RANK, niter=8)
+    return Wa @ U[:, :RANK], Wb @ V[:, :RANK]
 
 
 def normalised(A_a: list[Tensor], A_s: list[Tensor], m: Moments) -> tuple[list[Tensor], list[Tensor]]:
@@ -96,17 +98,27 @@ def spread(B_a: list[Tensor], B_s: list[Tensor], norms: list[float]) -> tuple[li
     return [b * c for b, c in zip(B_a, k, strict=True)], [b * c for b, c in zip(B_s, k, strict=True)]
 
 
+def correlations(u: list[Tensor], v: list[Tensor], n: Moments) -> list[Tensor]:
+    """Per linear, [r]: correlation between the models of each coordinate; rows of u, v are the directions."""
+    out = []
+    for x, y, aa, bb, ab in zip(u, v, n.aa, n.bb, n.ab, strict=True):
+        x, y = x.double(), y.double()
+        out.append(((x @ ab) * y).sum(1) / (((x @ aa) * x).sum(1) * ((y @ bb) * y).sum(1)).clamp_min(1e-30).sqrt())
+    return out
+
+
+def shrunk(fa: Factors, fb: Factors, m: Moments, o: Moments, power: float = 1.0, cut: float = 0.0) -> tuple[Factors, Factors]:
+    """Rows of A and columns of B times the correlation they keep on held-out public data (to a power; zero below a cut)."""
+    ra = [r.clamp_min(0).pow(power).masked_fill(r < cut, 0).float() for r in correlations(fa.A, fb.A, m)]
+    rb = [r.clamp_min(0).pow(power).masked_fill(r < cut, 0).float() for r in correlations([b.T for b in fa.B], [b.T for b in fb.B], o)]
+    new = [Factors([a * r[:, None] for a, r in zip(f.A, ra, strict=True)], [b * r for b, r in zip(f.B, rb, strict=True)], [c * r for c, r in zip(f.c, ra, strict=True)], f.scale) for f in (fa, fb)]
+    return new[0], new[1]
+
+
 def quality(fa: Factors, fb: Factors, m: Moments, o: Moments) -> tuple[float, float]:
     """Mean correlation between the models of the coordinates of z, and of the projected gradients."""
-    def corr(u: list[Tensor], v: list[Tensor], n: Moments) -> float:
-        out = []
-        for x, y, aa, bb, ab in zip(u, v, n.aa, n.bb, n.ab, strict=True):
-            x, y = x.double(), y.double()
-            c = ((x @ ab) * y).sum(1) / (((x @ aa) * x).sum(1) * ((y @ bb) * y).sum(1)).clamp_min(1e-30).sqrt()
-            out.append(c.mean())
-        return float(torch.stack(out).mean())
-
-    return corr(fa.A, fb.A, m), corr([b.T for b in fa.B], [b.T for b in fb.B], o)
+    z, g = correlations(fa.A, fb.A, m), correlations([b.T for b in fa.B], [b.T for b in fb.B], o)
+    return float(torch.stack(z).nanmean()), float(torch.stack(g).nanmean())
 
 
 def make(form: str, m: Moments, o: Moments, seed: int = 0, ridge: float = 1e-2) -> tuple[Factors, Factors]:

@@ -84,7 +84,7 @@ def observe(body: Body, proj: Projector, x: Tensor, question: str, contrasts: li
 def collect(
     a: Body, pa: Projector, b: Body, pb: Projector, public: Public, banned: set[str], pictures: range, repeats: int = 3, batch: int = 32, seed: int = 0
 ) -> tuple[Moments, Moments]:
-    """Moments of inputs (centred) and of output gradients (not centred) over public pictures."""
+    """Moments of inputs (centred within question and position) and of output gradients (not centred) over public pictures."""
 
     def zeros(k: int) -> Moments:
         sa, sb = [s[k] for s in a.shapes()], [s[k] for s in b.shapes()]
@@ -92,39 +92,37 @@ def collect(
         return Moments(make(sa, sa), make(sb, sb), make(sa, sb), [torch.zeros(u) for u in sa], [torch.zeros(v) for v in sb])
 
     inputs, outputs, words = zeros(0), zeros(1), shared_words(a, b, banned)
-    g, count, seen = torch.Generator().manual_seed(seed), 0, 0
+    g, seen = torch.Generator().manual_seed(seed), 0
 
     def add(store: Moments, j: int, u: Tensor, v: Tensor) -> None:
         store.aa[j] += u.T @ u
         store.bb[j] += v.T @ v
         store.ab[j] += u.T @ v
 
-    for k, s in enumerate(range(pictures.start, pictures.stop, batch)):
+    starts = [(p, s) for p in range(repeats) for s in range(pictures.start, pictures.stop, batch)]
+    table = torch.tensor([[i, j] for _, i, j in words])
+    for k, (p, s) in enumerate(starts):
         pick = list(range(s, min(s + batch, pictures.stop)))
-        question = QUESTIONS[k % len(QUESTIONS)]
-        draws = [torch.randint(len(words), (len(pick), 2), generator=g) for _ in range(repeats)]
-        table = torch.tensor([[i, j] for _, i, j in words])
-        xa, ga, ma = observe(a, pa, public.x[pick], question, [table[d, 0] for d in draws])
-        xb, gb, mb = observe(b, pb, public.x[pick], question, [table[d, 1] for d in draws])
-        place = {c: p for p, c in enumerate(mb) if c}
-        ia = [p for p, c in enumerate(ma) if c and c in place]
-        ib = [place[ma[p]] for p in ia]
-        count, seen = count + len(ia) * len(pick), seen + len(pick) * repeats
+        question = QUESTIONS[(k + p) % len(QUESTIONS)]
+        draw = torch.randint(len(words), (len(pick), 2), generator=g)
+        xa, ga, ma = observe(a, pa, public.x[pick], question, [table[draw, 0]])
+        xb, gb, mb = observe(b, pb, public.x[pick], question, [table[draw, 1]])
+        place = {c: q for q, c in enumerate(mb) if c}
+        ia = [q for q, c in enumerate(ma) if c and c in place]
+        ib = [place[ma[q]] for q in ia]
+        seen += len(pick)
         for j in range(len(xa)):
-            u, v = xa[j][:, ia].flatten(0, 1), xb[j][:, ib].flatten(0, 1)
-            add(inputs, j, u, v)
-            inputs.ma[j] += u.sum(0)
-            inputs.mb[j] += v.sum(0)
             tail = j >= len(xa) - 7 and j % 7 not in (1, 2)  # beyond the last attention only the last position counts
-            for qa, qb in zip(ga, gb, strict=True):
-                add(outputs, j, qa[j][:, ia[-1:] if tail else ia].flatten(0, 1), qb[j][:, ib[-1:] if tail else ib].flatten(0, 1))
+            pa_, pb_ = (ia[-1:], ib[-1:]) if tail else (ia, ib)
+            u, v = xa[j][:, pa_], xb[j][:, pb_]
+            inputs.ma[j] += u.mean((0, 1)) * len(pick)
+            inputs.mb[j] += v.mean((0, 1)) * len(pick)
+            # within one question and position: what the picture changes, not which question was asked or where we are
+            u, v = ((t - t.mean(0)).flatten(0, 1) * (len(pick) / (len(pick) - 1)) ** 0.5 / len(pa_) ** 0.5 for t in (u, v))
+            add(inputs, j, u, v)
+            add(outputs, j, *((t[0][j][:, q].flatten(0, 1)) for t, q in ((ga, pa_), (gb, pb_))))
     out = []
-    for store, n in ((inputs, count), (outputs, seen)):
+    for store, n in ((inputs, seen), (outputs, seen)):
         out.append(Moments(*([t.double() / n for t in x] for x in (store.aa, store.bb, store.ab, store.ma, store.mb))))
-    m = out[0]
-    for j, (ua, ub) in enumerate(zip(m.ma, m.mb, strict=True)):
-        m.aa[j] -= torch.outer(ua, ua)
-        m.bb[j] -= torch.outer(ub, ub)
-        m.ab[j] -= torch.outer(ua, ub)
-    print(f"{count} paired positions, {seen} contrasts of {len(words)} shared words", flush=True)
+    print(f"{seen} pictures with a question, as many contrasts of {len(words)} shared words", flush=True)
     return out[0], out[1]

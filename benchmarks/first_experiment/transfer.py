@@ -10,7 +10,7 @@ import torch
 
 from .bodies import Factors, Maps
 from .engine import Arch, evaluate, fit, load_arch, zeros
-from .forms import make, quality
+from .forms import make, quality, shrunk
 from .joint import joint
 from .moments import Moments, collect
 from .suite import CHOSEN, load_public, load_tasks
@@ -45,7 +45,10 @@ def factors_of(form: str, a: Arch, b: Arch, cache: Path, seed: int = 0) -> tuple
         if form.startswith("joint"):
             _, base, *opts = form.split(":")
             kw = {k: (v == "True" if v in ("True", "False") else float(v) if "." in v or "e" in v else int(v)) for k, v in (x.split("=") for x in opts)}
-            fa, fb = joint(a, b, *make(base, m, o, seed), load_public(cache), banned_words(cache), seed=seed, **kw)
+            fa, fb = joint(a, b, *factors_of(base, a, b, cache, seed), load_public(cache), banned_words(cache), seed=seed, **kw)
+        elif "~" in form:  # "FORM~POWER": shrunk by held-out correlations
+            base, power = form.split("~")
+            fa, fb = shrunk(*factors_of(base, a, b, cache, seed), *moments_of(a, b, cache, held=True), power=float(power))
         else:
             fa, fb = make(form, m, o, seed)
         torch.save([(x.A, x.B, x.c, x.scale) for x in (fa, fb)], f)
@@ -63,12 +66,13 @@ def main() -> None:
     p.add_argument("--steps", type=int, default=80)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--depths", type=int, nargs=2, default=(12, 8))
+    p.add_argument("--blocks", type=int, default=2)
     p.add_argument("--compile", action="store_true")
     v = p.parse_args()
     torch.set_num_threads(1)
     torch.save(str(v.raw), v.cache / "raw.pt")
     tasks = load_tasks(v.raw, v.cache)
-    archs = [load_arch(v.raw, v.cache, n, d, tasks) for n, d in zip(("smollm2", "gemma3"), v.depths, strict=True)]
+    archs = [load_arch(v.raw, v.cache, n, d, tasks, v.blocks) for n, d in zip(("smollm2", "gemma3"), v.depths, strict=True)]
     if v.compile:
         for x in archs:
             x.score = torch.compile(x.body.logits, dynamic=False)
@@ -77,12 +81,12 @@ def main() -> None:
     lr = torch.tensor([x for _ in pick for x in LRS])
     done = {json.loads(r)["key"] for r in v.out.read_text().splitlines()} if v.out.exists() else set()
     for form in v.forms:
-        key = f"{form}|{v.n}|{v.steps}|{v.seed}"
+        key = f"{form}|{v.n}|{v.steps}|{v.seed}|{v.blocks}"
         if key in done:
             continue
         fs = factors_of(form, archs[0], archs[1], v.cache, v.seed)
         m, o = moments_of(archs[0], archs[1], v.cache, held=True)
-        row = {"key": key, "form": form, "n": v.n, "steps": v.steps, "seed": v.seed, "corr": quality(*fs, m, o), "tasks": [t.name for t in pick]}
+        row = {"key": key, "form": form, "n": v.n, "steps": v.steps, "seed": v.seed, "blocks": v.blocks, "corr": quality(*fs, m, o), "tasks": [t.name for t in pick]}
         best = []
         for arch, f in zip(archs, fs, strict=True):
             maps = fit(arch, many, v.n, v.steps, f, lr, 1000 + v.seed)
@@ -93,8 +97,8 @@ def main() -> None:
         for i, (arch, f) in enumerate(zip(archs, fs, strict=True)):
             # each call sees len(many) runs, so that a compiled body keeps its shape
             both = Maps(torch.cat([best[i].P, best[1 - i].P]), torch.cat([best[i].Q, best[1 - i].Q]))
-            res = evaluate(arch, pick + pick, "test", 160, f, both)
-            zero = evaluate(arch, pick + pick, "test", 160, f, Maps(*zeros(arch, len(pick) * 2)))[: len(pick)]
+            res = evaluate(arch, pick + pick, "test", 80, f, both)
+            zero = evaluate(arch, pick + pick, "test", 80, f, Maps(*zeros(arch, len(pick) * 2)))[: len(pick)]
             own, got = res[: len(pick)], res[len(pick) :]
             for name, x in (("own", own), ("got", got), ("zero", zero)):
                 row[f"{arch.name}_{name}"] = [[round(float(q), 4) for q in r] for r in x]
