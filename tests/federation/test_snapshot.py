@@ -31,6 +31,16 @@ def big(seed=0, dtype=torch.float32):
     return torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+def least_cpu_time(work):
+    """Of ten times, so that a busy machine does not decide."""
+    times = []
+    for _ in range(10):
+        began = time.process_time()
+        work()
+        times.append(time.process_time() - began)
+    return min(times)
+
+
 def bits(tensor):
     return tensor.contiguous().view(torch.uint8)
 
@@ -120,13 +130,11 @@ def test_a_large_backbone_is_not_in_the_pickle_and_loads_at_once(file):
     model = torch.nn.Sequential(*[torch.nn.Linear(512, 512, bias=False) for _ in range(16)])
 
     snapshot = Snapshot.take(model, file)
-    snapshot.load()
-    began = time.perf_counter()
-    snapshot.load()
+    copied = cloudpickle.dumps(model)
 
-    assert len(cloudpickle.dumps(model)) > 16 * 2**20
+    assert len(copied) > 16 * 2**20
     assert len(cloudpickle.dumps(snapshot)) < 16 * 1024
-    assert time.perf_counter() - began < 0.1  # copying it takes longer on the slowest of machines, mapping it 1 ms
+    assert least_cpu_time(snapshot.load) < least_cpu_time(lambda: cloudpickle.loads(copied)) / 3
 
 
 def test_tensors_that_snapshots_have_in_common_are_stored_once(file):
@@ -175,6 +183,7 @@ def test_what_has_no_plain_storage_is_left_to_torch(file):
         "meta": torch.empty(SIDE, SIDE, device="meta"),
         "conjugate": torch.randn(SIDE, SIDE, dtype=torch.complex64).conj(),
         "empty": torch.empty(0, 3),
+        "leaf": big().requires_grad_(),
     }
 
     again = Snapshot.take(original, file).load()
@@ -185,6 +194,8 @@ def test_what_has_no_plain_storage_is_left_to_torch(file):
     assert again["meta"].device.type == "meta"
     assert torch.equal(again["conjugate"], original["conjugate"])
     assert again["empty"].shape == (0, 3)
+    assert again["leaf"].requires_grad
+    assert not again["empty"].requires_grad
 
 
 def test_two_empty_tensors_grow_apart(file):
@@ -237,7 +248,7 @@ def test_a_file_that_was_cut_off_is_refused_and_does_not_crash_the_process(file)
         snapshot.load()
 
 
-@pytest.mark.parametrize("how", ["exit", "SIGINT", "SIGKILL"])
+@pytest.mark.parametrize("how", ["SIGINT", "SIGKILL"])
 def test_nothing_is_left_on_the_disk_however_the_run_ends(tmp_path, how):
     program = textwrap.dedent(f"""
         import os, time, torch
@@ -250,13 +261,11 @@ def test_nothing_is_left_on_the_disk_however_the_run_ends(tmp_path, how):
         os.wait()
         snapshot.load()
         print("ready", flush=True)
-        if {how!r} != "exit":
-            time.sleep(60)
+        time.sleep(60)
     """)
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout.readline() == b"ready\n"
-    if how != "exit":
-        process.send_signal(getattr(signal, how))
+    process.send_signal(getattr(signal, how))
     process.communicate(timeout=60)
 
     if how == "SIGKILL":

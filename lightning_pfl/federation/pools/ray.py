@@ -39,14 +39,22 @@ _PATIENCE = 30.0  # seconds without news before the log says what is waited for
 
 
 @dataclass(eq=False)
+class _Turn:
+    """A job on its way to a result."""
+
+    job: Job
+    deaths: int = 0
+
+
+@dataclass(eq=False)
 class _Slot:
-    """One actor and what it is doing: `answer` is what will come, `job` what it is about (None while it warms up)."""
+    """One actor and what it is doing: `answer` is what will come, `turn` what it is about (None while it warms up)."""
 
     actor: Any
     demand: Demand
     node: str
     answer: Any = None
-    job: Job | None = None
+    turn: _Turn | None = None
 
 
 @final
@@ -109,8 +117,6 @@ class RayPool(ClientPool):
         self._told_versions = False
         self._setup: dict[str, Any] = {}
 
-    # -- start and end ------------------------------------------------------------------------------------------------
-
     def start(self, clients: Sequence[Client], snapshots: Mapping[str, Snapshot]) -> None:
         """Connect to Ray, check that each client fits, and let actors warm up. See `ClientPool.start`."""
         import ray
@@ -162,19 +168,16 @@ class RayPool(ClientPool):
                 self._owns_ray = False
                 ray.shutdown()
 
-    # -- run ----------------------------------------------------------------------------------------------------------
-
     def run(self, jobs: Sequence[Job]) -> Iterator[JobResult]:
         """Run the jobs, each on the next free actor of its size. See `ClientPool.run`."""
-        import ray
-
         if jobs and not self._demands:
             raise RuntimeError("This `RayPool` is not running: call `start` before `run`, and not `close` in between.")
-        waiting: dict[Demand, deque[Job]] = {}
-        for each in jobs:
-            waiting.setdefault(self._demands[each.assignment.client_id], deque()).append(each)
-        mine, tries, last_news = set(map(id, jobs)), Counter[int](), time.monotonic()
-        while mine:
+        turns = [_Turn(job) for job in jobs]
+        waiting: dict[Demand, deque[_Turn]] = {}
+        for turn in turns:
+            waiting.setdefault(self._demands[turn.job.assignment.client_id], deque()).append(turn)
+        open_turns, last_news = set(turns), time.monotonic()
+        while open_turns:
             self._assign(waiting)
             answers = {slot.answer: slot for slot in self._slots if slot.answer is not None}
             assert answers, "every client fits on some node, so somebody is at work or starting"
@@ -184,52 +187,64 @@ class RayPool(ClientPool):
                 continue
             last_news = time.monotonic()
             slot = answers[done[0]]
-            job, slot.job, slot.answer = slot.job, None, None
-            result: JobResult | None = None
-            try:
-                outcome: Outcome = ray.get(done[0])
-            except ray.exceptions.RayTaskError as error:
-                if job is None:
-                    raise FederationError(f"An actor could not get ready. Its own traceback:\n{error}") from error
-                result = JobResult(job.assignment.client_id, failure=Failure(str(error)))
-            except ray.exceptions.RayError as error:
-                self._replace(slot, error, was_starting=job is None)
-                if job is not None and id(job) in mine:
-                    tries[id(job)] += 1
-                    result = self._lost(job, tries[id(job)], error)
-                    if result is None:
-                        waiting[slot.demand].appendleft(job)
+            told, slot.turn, slot.answer = slot.turn, None, None
+            result = self._take(done[0], slot, told)
+            if told not in open_turns:  # an actor got ready, or this was left over from a call that was given up
+                continue
+            if result is None:
+                waiting[slot.demand].appendleft(told)
             else:
-                result = self._take(outcome, slot, job)
-                if result is None and job is not None and id(job) in mine:
-                    waiting[slot.demand].appendleft(job)
-            if result is not None and job is not None and id(job) in mine:
-                mine.discard(id(job))
+                open_turns.discard(told)
                 self._assign(waiting)  # before the caller gets to work on this result
                 yield result
 
-    def _take(self, outcome: Outcome, slot: _Slot, job: Job | None) -> JobResult | None:
-        """Read an actor's answer; None if it has no result."""
+    def _take(self, answer: Any, slot: _Slot, turn: _Turn | None) -> JobResult | None:
+        """Read an actor's answer and do what it calls for; None if it is no result."""
+        import ray
+
+        try:
+            outcome: Outcome = ray.get(answer)
+        except ray.exceptions.RayTaskError as error:
+            if turn is None:
+                raise FederationError(f"An actor could not get ready. Its own traceback:\n{error}") from error
+            return JobResult(turn.job.assignment.client_id, failure=Failure(str(error)))
+        except ray.exceptions.RayError as error:
+            self._replace(slot, error, was_starting=turn is None)
+            return None if turn is None else self._count_death(turn, error)
         if outcome.missing is not None:
             slot.answer = self._send(self._files[outcome.missing.path], slot)
-        elif job is None:
-            self._failed_starts = 0
-            if outcome.versions != versions() and not self._told_versions:
-                self._told_versions = True
-                _LOG.warning("Ray: an actor has %s, but this process %s: results differ.", outcome.versions, versions())
-            ready = sum(other.answer is None or other.job is not None for other in self._slots)
-            _LOG.info("Ray: %d of %d actors ready.", ready, len(self._slots))
         elif outcome.result is not None:
             result: JobResult = load(outcome.result)
             return result
+        else:
+            self._failed_starts = 0
+            if outcome.versions != versions() and not self._told_versions:
+                self._told_versions = True
+                _LOG.warning("Ray: an actor has %s, this process %s: results may differ.", outcome.versions, versions())
+            ready = sum(other.answer is None or other.turn is not None for other in self._slots)
+            _LOG.info("Ray: %d of %d actors ready.", ready, len(self._slots))
         return None
 
-    def _assign(self, waiting: Mapping[Demand, deque[Job]]) -> None:
+    def _count_death(self, turn: _Turn, error: Exception) -> JobResult | None:
+        """Say that the actor of a job died; the failure if that happened too often."""
+        turn.deaths += 1
+        client_id = turn.job.assignment.client_id
+        if turn.deaths <= self._max_retries:
+            _LOG.warning(
+                "The actor that ran client `%s` in round %d died (%s). Running the client again, try %d of %d.",
+                *(client_id, turn.job.assignment.round, str(error).strip().splitlines()[0]),
+                *(turn.deaths + 1, self._max_retries + 1),
+            )
+            return None
+        trace = f"The actor that ran it died, {turn.deaths} times in a row. The last time: {error}"
+        return JobResult(client_id, failure=Failure(trace, lost=True))
+
+    def _assign(self, waiting: Mapping[Demand, deque[_Turn]]) -> None:
         """Give free actors the next job of their size; where a size has no actor at all, make room for one."""
         for slot in self._slots:
             if slot.answer is None and (queue := waiting.get(slot.demand)):
-                slot.job = queue.popleft()
-                job = slot.job
+                slot.turn = queue.popleft()
+                job = slot.turn.job
                 slot.answer = slot.actor.run.remote(dump(job), job.snapshot, job.seed, job.num_threads)
         for demand, queue in waiting.items():
             actors = sum(slot.demand == demand for slot in self._slots)
@@ -242,20 +257,6 @@ class RayPool(ClientPool):
                     self._drop(idle)
                 else:
                     break  # of no use, or a busy one will be done some time
-
-    def _lost(self, job: Job, tries: int, error: Exception) -> JobResult | None:
-        """Say that the actor of a job died; the failure if that happened too often."""
-        client_id, reason = job.assignment.client_id, str(error).strip().splitlines()[0]
-        if tries <= self._max_retries:
-            _LOG.warning(
-                "The actor that ran client `%s` in round %d died (%s). Running the client again, try %d of %d.",
-                *(client_id, job.assignment.round, reason, tries + 1, self._max_retries + 1),
-            )
-            return None
-        trace = f"The actor that ran it died, {tries} times in a row. The last time: {error}"
-        return JobResult(client_id, failure=Failure(trace, lost=True))
-
-    # -- actors -------------------------------------------------------------------------------------------------------
 
     def _start_actors(self, num_cpus: float) -> None:
         """As many as fit and have something to do, in turn over the sizes."""
@@ -325,15 +326,12 @@ class RayPool(ClientPool):
     def _say_what_is_waited_for(self, seconds: float) -> None:
         import ray
 
-        busy = [slot.job.assignment.client_id for slot in self._slots if slot.job is not None]
+        busy = [slot.turn.job.assignment.client_id for slot in self._slots if slot.turn is not None]
         if busy:
             _LOG.info("Ray: no news for %.0f s; at work: %s.", seconds, ", ".join(busy))
             return
-        _LOG.warning(
-            "Ray: still waiting for %d actors to start, for %.0f s. Free in the cluster: %s. Does another program, or "
-            "another pool of this one, hold the rest?",
-            *(len(self._slots), seconds, ray.available_resources()),
-        )
+        free = ray.available_resources()
+        _LOG.warning("Ray: %d actors have not started for %.0f s. Free: %s.", len(self._slots), seconds, free)
 
 
 def _actor_class() -> type:
