@@ -138,17 +138,33 @@ def _do_nothing() -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Lightning's INFO lines ("Restoring states from ...") of a client's turn out of the log, unless asked for."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        if logger.level == logging.INFO:
-            logger.setLevel(logging.WARNING)
+    """Keep Lightning's INFO lines ("Restoring states from ...") of a client's turn out of the log, unless asked for.
+
+    Through a filter that stays: changing a level empties the caches of all loggers, each time.
+    """
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logger = logging.getLogger(name)
+        if _QUIET not in logger.filters:
+            logger.addFilter(_QUIET)
+    _QUIET.turns += 1
     try:
         yield
     finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+        _QUIET.turns -= 1
+
+
+class _Quiet(logging.Filter):
+    turns = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return (
+            not self.turns
+            or record.levelno > logging.INFO
+            or logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
+        )
+
+
+_QUIET = _Quiet()
 
 
 def place(

@@ -111,7 +111,8 @@ class SegmentLoop(FitLoop):
     @override
     def _load_combined_loader_states(self) -> None:
         super()._load_combined_loader_states()
-        self._at_iterator = self._capture()  # Lightning makes the first epoch's iterator right after this
+        if self._steps is not None:
+            self._at_iterator = self._capture()  # Lightning makes the first epoch's iterator right after this
 
     @override
     def on_advance_start(self) -> None:
@@ -121,7 +122,9 @@ class SegmentLoop(FitLoop):
             self._resuming_from_checkpoint = False  # so that the epoch makes its own iterator, as a later epoch does
             self._carried = None
         super().on_advance_start()
-        if self.trainer.current_epoch > 0:  # every later epoch makes its own, right after this
+        if (
+            self._steps is not None and self.trainer.current_epoch > 0
+        ):  # every later epoch makes its own, right after this
             self._at_iterator = self._capture()
 
     @override
@@ -146,7 +149,8 @@ class SegmentLoop(FitLoop):
 
     def before_first_batch(self) -> None:
         """Remember from which state on the epoch's batches were drawn."""
-        self._at_first_batch = self._capture()
+        if self._steps is not None:
+            self._at_first_batch = self._capture()
 
     def after_batch(self) -> None:
         """End the segment here, inside the epoch, if its steps are used up."""

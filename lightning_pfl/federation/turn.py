@@ -8,11 +8,8 @@ generators in the client's state.
 
 from __future__ import annotations
 
-import io
-import pickle
 import traceback
 import weakref
-from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -30,9 +27,10 @@ from lightning_pfl.federation.metrics import local_name
 from lightning_pfl.federation.segment import SegmentLoop
 from lightning_pfl.federation.snapshot import Snapshot
 from lightning_pfl.federation.sources import ClientData
+from lightning_pfl.federation.state_bytes import pack, unpack
 from lightning_pfl.types import ClientUpdate
 
-__all__ = ["build_client", "run_job"]
+__all__ = ["build_client", "run_job", "unpack_state"]
 
 _BASES: weakref.WeakKeyDictionary[Snapshot, dict[str, int]] = weakref.WeakKeyDictionary()
 
@@ -89,7 +87,7 @@ class _Turn:
         self.trainer, self.module, data = snapshot.load()
         self.job = job
         self.client_id = job.assignment.client_id
-        self.incoming = None if job.state is None else unpack_state(self.client_id, job.state)
+        self.incoming = None if job.state is None else unpack_state(job.state)
         assert isinstance(self.trainer.strategy, ClientStrategy)
         self.strategy = self.trainer.strategy
         if snapshot not in _BASES:
@@ -149,7 +147,7 @@ class _Turn:
         )
         state = self.job.state
         if self.strategy.saved is not None:
-            state = pack_state(self.client_id, self.strategy.saved, check=state is None)
+            state = pack(self.strategy.saved, check=state is None)
         return JobResult(self.client_id, update=update, state=state, metrics=metrics, logs=self._logs())
 
     def evaluate(self) -> JobResult:
@@ -182,69 +180,10 @@ class _Turn:
         return () if self.logger is None else tuple(self.logger.records)
 
 
-def pack_state(client_id: str, checkpoint: Mapping[str, Any], *, check: bool = False) -> bytes:
-    """A client's checkpoint as bytes.
-
-    Args:
-        client_id: for the error message.
-        checkpoint: Lightning's.
-        check: whether to try if it can be loaded again, so that this does not come to light a round later.
-
-    Raises:
-        TypeError: it holds objects other than tensors, numbers, strings and containers; the message says where.
-    """
-    buffer = io.BytesIO()
-    torch.save(dict(checkpoint), buffer)
-    state = buffer.getvalue()
-    if check:
-        try:
-            unpack_state(client_id, state)
-        except TypeError as error:
-            raise TypeError(_unfit(client_id, checkpoint)) from error
-    return state
-
-
-def unpack_state(client_id: str, state: bytes) -> dict[str, Any]:
-    """The checkpoint that `pack_state` packed, without running code from it.
-
-    Raises:
-        TypeError: it holds objects other than tensors, numbers, strings and containers.
-    """
-    try:
-        loaded: dict[str, Any] = torch.load(io.BytesIO(state), weights_only=True, map_location="cpu")
-    except pickle.UnpicklingError as error:
-        raise TypeError(
-            f"The state of client `{client_id}` holds more than tensors, numbers, strings and containers, so it is not "
-            f"loaded: {error}"
-        ) from error
+def unpack_state(state: bytes) -> dict[str, Any]:
+    """A client's checkpoint, as its last turn left it."""
+    loaded: dict[str, Any] = unpack(state)
     return loaded
-
-
-def _unfit(client_id: str, checkpoint: Any) -> str:
-    path = "checkpoint"
-    while isinstance(checkpoint, (dict, list, tuple)):
-        items = checkpoint.items() if isinstance(checkpoint, dict) else enumerate(checkpoint)
-        bad = next(((key, value) for key, value in items if not _loads(value)), None)
-        if bad is None:
-            break
-        path, checkpoint = f"{path}[{bad[0]!r}]", bad[1]
-    return (
-        f"The state of client `{client_id}` must consist of tensors, numbers, strings and containers, so that a "
-        f"checkpoint from elsewhere cannot run code, but `{path}` is a {type(checkpoint).__name__}. Return "
-        "plain values from `state_dict` and `on_save_checkpoint`, or allow the type with "
-        "`torch.serialization.add_safe_globals`."
-    )
-
-
-def _loads(value: Any) -> bool:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    buffer.seek(0)
-    try:
-        torch.load(buffer, weights_only=True)
-    except Exception:
-        return False
-    return True
 
 
 def _num_examples(loop: SegmentLoop) -> int:

@@ -28,7 +28,7 @@ def test_a_frozen_tensor_stays_out_of_the_state_unless_somebody_changes_it(tmp_p
 
     trainer_of(tmp_path, strategy, max_epochs=2).fit(WithTeacher(), datamodule=ClientsOwnData())
 
-    state = unpack_state("a", strategy.store.get("a"))["state_dict"]
+    state = unpack_state(strategy.store.get("a"))["state_dict"]
     assert "table" not in state
     assert torch.equal(state["teacher"], torch.full((200, 100), 0.5**6))  # two rounds of three batches
     assert state["seen"][0] == 6

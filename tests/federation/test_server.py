@@ -115,7 +115,7 @@ def test_a_client_may_stop_by_itself(tmp_path):
 
     trainer.fit(OneWorsens(), datamodule=ClientsOwnData())
 
-    steps = {name: unpack_state(name, strategy.store.get(name))["global_step"] for name in "ab"}
+    steps = {name: unpack_state(strategy.store.get(name))["global_step"] for name in "ab"}
     assert steps == {"a": 2 * 3, "b": 5 * 3}
     assert trainer.current_epoch == 5
 
@@ -248,7 +248,7 @@ def test_fast_dev_run_is_one_round_of_one_batch(tmp_path):
 
     trainer_of(tmp_path, strategy, max_epochs=None, fast_dev_run=True).fit(Tiny(), datamodule=ClientsOwnData())
 
-    assert unpack_state("a", strategy.store.get("a"))["global_step"] == 1
+    assert unpack_state(strategy.store.get("a"))["global_step"] == 1
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
@@ -258,7 +258,7 @@ def test_precision_is_the_clients(tmp_path, precision):
 
     trainer_of(tmp_path, strategy, precision=precision).fit(module, datamodule=ClientsOwnData())
 
-    kept = unpack_state("a", strategy.store.get("a"))["state_dict"]["encoder.weight"].dtype
+    kept = unpack_state(strategy.store.get("a"))["state_dict"]["encoder.weight"].dtype
     assert kept == {"bf16-mixed": torch.float32, "bf16-true": torch.bfloat16, "64-true": torch.float64}[precision]
     assert module.encoder.weight.dtype == torch.float32
 
@@ -311,7 +311,7 @@ def test_a_signal_ends_the_run_as_lightning_does_and_saves_the_last_whole_round(
     assert ended.returncode == (1 if name == "SIGINT" else 0)  # Lightning's own
     saved = torch.load(tmp_path / "stopped.ckpt", weights_only=True)
     states = saved["federated"]["store"]["states"]
-    assert {n: unpack_state(n, s.numpy().tobytes())["epoch"] for n, s in states.items()} == {"a": 1, "b": 1}
+    assert {n: unpack_state(s.numpy().tobytes())["epoch"] for n, s in states.items()} == {"a": 1, "b": 1}
 
 
 def test_client_turns_leave_no_worker_processes(tmp_path):

@@ -38,7 +38,7 @@ def test_the_drivers_module_ends_as_the_sample_weighted_mean_of_what_clients_tra
 
     trainer_of(tmp_path, strategy).fit(module, datamodule=ClientsOwnData())
 
-    a, b = (unpack_state(name, strategy.store.get(name))["state_dict"] for name in "ab")
+    a, b = (unpack_state(strategy.store.get(name))["state_dict"] for name in "ab")
     assert not torch.equal(a["encoder.weight"], b["encoder.weight"])
     torch.testing.assert_close(module.encoder.weight, (a["encoder.weight"] + 3 * b["encoder.weight"]) / 4)
     assert torch.equal(module.head.weight, Tiny().head.weight)  # not shared, so not the driver's to know
@@ -75,7 +75,7 @@ def test_the_drivers_module_has_the_adapters_of_its_architecture(tmp_path, model
 
     trainer_of(tmp_path, strategy, callbacks=[colora()]).fit(module, datamodule=ClientsOwnData())
 
-    states = {name: unpack_state(name, strategy.store.get(name))["state_dict"] for name in ("a", "b", "wide")}
+    states = {name: unpack_state(strategy.store.get(name))["state_dict"] for name in ("a", "b", "wide")}
     trained = [name for name in states["a"] if "colora" in name and name in dict(module.named_parameters())]
     assert len(trained) >= 2
     for name in trained:
@@ -170,7 +170,7 @@ def test_a_fraction_of_the_clients_takes_part_and_the_rest_keep_their_state(tmp_
     assert strategy.store.ids() == sorted(took_part)
     for name in took_part:
         turns = sum(name in names for names in seen)
-        assert unpack_state(name, strategy.store.get(name))["global_step"] == 3 * turns
+        assert unpack_state(strategy.store.get(name))["global_step"] == 3 * turns
 
 
 def test_a_second_fit_goes_on_with_the_clients_as_they_were(tmp_path):
@@ -181,18 +181,18 @@ def test_a_second_fit_goes_on_with_the_clients_as_they_were(tmp_path):
     trainer.fit_loop.max_epochs = 3
     trainer.fit(module, datamodule=ClientsOwnData())
 
-    assert unpack_state("a", strategy.store.get("a"))["global_step"] == 3 * 3
+    assert unpack_state(strategy.store.get("a"))["global_step"] == 3 * 3
     assert trainer.current_epoch == 3
 
 
 def test_a_new_trainer_starts_the_clients_anew(tmp_path):
     strategy = strategy_of(["a", "b"])
     trainer_of(tmp_path, strategy, max_epochs=2).fit(Tiny(), datamodule=ClientsOwnData())
-    first = unpack_state("a", strategy.store.get("a"))["state_dict"]
+    first = unpack_state(strategy.store.get("a"))["state_dict"]
 
     trainer_of(tmp_path, strategy, max_epochs=2).fit(Tiny(), datamodule=ClientsOwnData())
 
-    again = unpack_state("a", strategy.store.get("a"))
+    again = unpack_state(strategy.store.get("a"))
     assert again["global_step"] == 2 * 3
     assert torch.equal(again["state_dict"]["head.weight"], first["head.weight"])  # the same seed, the same bits
 
@@ -216,7 +216,7 @@ def test_a_client_that_raises_ends_the_run_with_its_own_traceback(tmp_path):
     assert trainer.state.status == "interrupted"
     assert trainer.lightning_module is module
     # the round in which it failed has not happened, for nobody
-    assert unpack_state("a", strategy.store.get("a"))["global_step"] == 3
+    assert unpack_state(strategy.store.get("a"))["global_step"] == 3
 
 
 def test_the_trainer_is_left_as_a_user_expects_it(tmp_path):
@@ -272,7 +272,7 @@ def test_clients_that_share_by_name_export_what_they_share(tmp_path):
 
     folder = strategy.export("a", tmp_path / "out")
 
-    state = unpack_state("a", strategy.store.get("a"))["state_dict"]
+    state = unpack_state(strategy.store.get("a"))["state_dict"]
     exported = load_file(folder / "shared_tensors.safetensors")
     assert set(exported) == {"encoder.weight", "encoder.bias"}
     assert torch.equal(exported["encoder.weight"], state["encoder.weight"])
