@@ -391,7 +391,18 @@ def test_a_newer_format_is_refused(tmp_path):
         load_from_checkpoint(Plain, tmp_path / "a.ckpt")
 
 
-def test_a_checkpoint_saved_under_lightning_cli_loads(tmp_path, monkeypatch):
+class Built(Plain):
+    """With an argument that only the command line's parser can build again."""
+
+    def __init__(self, activation: nn.Module, lr: float = 0.05) -> None:
+        super().__init__(lr=lr)
+        self.activation = activation
+
+    def forward(self, x):
+        return super().forward(self.activation(x))
+
+
+def test_a_checkpoint_saved_under_lightning_cli_loads(tmp_path):
     from lightning.pytorch.cli import LightningCLI
 
     class Data(L.LightningDataModule):
@@ -399,12 +410,14 @@ def test_a_checkpoint_saved_under_lightning_cli_loads(tmp_path, monkeypatch):
             return loader()
 
     LightningCLI(
-        Plain,
+        Built,
         Data,
         save_config_callback=None,
         args=[
             "fit",
             "--model.lr=0.03",
+            "--model.activation=torch.nn.Softplus",
+            "--model.activation.beta=2",
             f"--trainer.default_root_dir={tmp_path}",
             "--trainer.max_epochs=1",
             "--trainer.logger=false",
@@ -417,7 +430,8 @@ def test_a_checkpoint_saved_under_lightning_cli_loads(tmp_path, monkeypatch):
     )
     (path,) = tmp_path.glob("checkpoints/*.ckpt")
 
-    loaded = load_from_checkpoint(Plain, path)
+    loaded = load_from_checkpoint(Built, path)
 
     assert loaded.hparams.lr == 0.03
+    assert loaded.activation.beta == 2
     assert any(p.abs().sum() > 0 for p in adapter_parameters(loaded).pq.values())
