@@ -273,6 +273,23 @@ def test_positions_can_be_named_for_a_module_that_is_no_transformers_model(openi
     torch.testing.assert_close(openings[0][1], (summary @ net[0].colora_gate["default"]).sigmoid())
 
 
+def test_the_pass_of_the_outer_model_lasts_until_the_outer_model_returns(openings):
+    """An adapted head runs after the backbone has returned, and still reads the prompt."""
+    model = llama()
+    targets = ["q_proj", "lm_head"]
+    inject(model, CoLoraConfig(r=4, num_blocks=2, target_modules=targets, gate=InputGate(), global_branch=True))
+    scramble(model)
+    labels = IDS.clone()
+    labels[:, :3] = -100
+
+    with torch.no_grad():
+        hidden = model(input_ids=IDS, labels=labels, output_hidden_states=True).hidden_states[-1]
+
+    layer, opening = openings[-1]
+    assert layer is model.lm_head
+    torch.testing.assert_close(opening, (hidden[:, :3].mean(1) @ layer.colora_gate["default"]).sigmoid())
+
+
 def test_a_copy_of_a_model_knows_nothing_of_the_passes_of_the_first():
     model = gated(llama())
     model(input_ids=IDS)
