@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_pfl.adapters import CoLoraConfig, inject
 from lightning_pfl.adapters.alignment import Alignment, align
+from lightning_pfl.adapters.contrasts import draw_contrast
 from lightning_pfl.adapters.readings import Reading
 from lightning_pfl.benchmark.batches import IMAGE_ID
 from lightning_pfl.benchmark.features import TOKENS_PER_IMAGE, FeatureStore
@@ -26,6 +27,7 @@ def align_on_captions(
     tokenizers: Mapping[str, Any],
     store: FeatureStore,
     captions: Sequence[Caption],
+    words: Mapping[str, Tensor],
     *,
     anchor: str,
     config: CoLoraConfig,
@@ -37,6 +39,7 @@ def align_on_captions(
         tokenizers: by key.
         store: gives the pictures' features.
         captions: public pictures with names.
+        words: tokens of the words that models are asked to weigh against each other, by key, from `shared_words`.
         anchor: key of the model whose bases stay.
         config: of the adapters, the same for all.
 
@@ -45,57 +48,61 @@ def align_on_captions(
     """
     for module in modules.values():
         inject(module, config)
-    records = caption_readings(tokenizers, store, captions)
-    return align(modules, records, anchor=anchor, loss=_caption_loss)
+    records = caption_readings(tokenizers, store, captions, words)
+    return align(modules, records, anchor=anchor, loss=_prefers)
 
 
 def caption_readings(
-    tokenizers: Mapping[str, Any], store: FeatureStore, captions: Sequence[Caption]
+    tokenizers: Mapping[str, Any], store: FeatureStore, captions: Sequence[Caption], words: Mapping[str, Tensor]
 ) -> list[dict[str, Reading]]:
-    """Captions as each model reads them; a visual token's place is its cell, a word's place where it ends.
+    """Pictures with the start of a caption, as each model reads them, and two words to weigh for each.
+
+    A visual token's place is its cell, a word's place where it ends.
 
     Args:
         tokenizers: by key of a model.
         store: gives the pictures' features.
-        captions: pictures with names.
+        captions: pictures; their names are not used.
+        words: by key, tokens of the same words in each vocabulary.
 
     Returns:
-        Records of `_BATCH` captions, the last one shorter, as `align` takes them.
+        Records of 16 pictures, the last one shorter, as `align` takes them.
     """
-    return [
-        {key: _reading(tokenizer, store, captions[start : start + _BATCH]) for key, tokenizer in tokenizers.items()}
-        for start in range(0, len(captions), _BATCH)
-    ]
+    records = []
+    for start in range(0, len(captions), _BATCH):
+        rows = range(start, min(start + _BATCH, len(captions)))
+        drawn = [draw_contrast(words, row) for row in rows]
+        features = store.tokens([captions[row].view for row in rows])
+        records.append(
+            {
+                key: _reading(tokenizer, features, torch.cat([pair[key] for pair in drawn]))
+                for key, tokenizer in tokenizers.items()
+            }
+        )
+    return records
 
 
-def _reading(tokenizer: Any, store: FeatureStore, captions: Sequence[Caption]) -> Reading:
+def _reading(tokenizer: Any, features: Tensor, contrast: Tensor) -> Reading:
     start = tokenizer("", add_special_tokens=True)["input_ids"][:1]
-    image = list(range(1, TOKENS_PER_IMAGE + 1))
-    rows = []
-    for caption in captions:
-        words = tokenizer(f"{PROMPT} {caption.name}", add_special_tokens=False, return_offsets_mapping=True)
-        ids = [*start, *[IMAGE_ID] * TOKENS_PER_IMAGE, *words["input_ids"]]
-        ends = [TOKENS_PER_IMAGE + end if end > begin else -1 for begin, end in words["offset_mapping"]]
-        prompt = sum(1 for begin, _ in words["offset_mapping"] if begin < len(PROMPT))
-        rows.append((ids, [*[-1] * len(start), *image, *ends], len(start) + TOKENS_PER_IMAGE + prompt))
-    longest = max(len(ids) for ids, _, _ in rows)
-    input_ids, mask, labels, places = (
-        torch.full((len(rows), longest), fill, dtype=torch.long) for fill in (0, 0, -100, -1)
+    words = tokenizer(PROMPT, add_special_tokens=False, return_offsets_mapping=True)
+    image = range(1, TOKENS_PER_IMAGE + 1)
+    ids = torch.tensor([*start, *[IMAGE_ID] * TOKENS_PER_IMAGE, *words["input_ids"]])
+    ends = [TOKENS_PER_IMAGE + end if end > begin else -1 for begin, end in words["offset_mapping"]]
+    places = torch.tensor([*[-1] * len(start), *image, *ends])
+    count = len(features)
+    return Reading(
+        {
+            "features": features,
+            "input_ids": ids.expand(count, -1),
+            "attention_mask": torch.ones(count, len(ids), dtype=torch.long),
+            "option_ids": contrast,
+        },
+        places.expand(count, -1),
     )
-    for row, (ids, ends, first) in enumerate(rows):
-        input_ids[row, : len(ids)] = torch.tensor(ids)
-        mask[row, : len(ids)] = 1
-        labels[row, first : len(ids)] = torch.tensor(ids[first:])
-        places[row, : len(ids)] = torch.tensor(ends)
-    features = store.tokens([caption.view for caption in captions])
-    return Reading({"features": features, "input_ids": input_ids, "attention_mask": mask, "labels": labels}, places)
 
 
-def _caption_loss(module: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-    """Summed cross entropy of the captions' words, over the whole vocabulary at those few positions."""
-    assert isinstance(module, VisionLanguageModule)
-    hidden = module.hidden_states(dict(inputs))
-    labels = inputs["labels"][:, 1:]
-    said = labels != -100
-    head = module.language_model.get_output_embeddings()  # type: ignore[operator]  # a method of transformers models
-    return nn.functional.cross_entropy(head(hidden[:, :-1][said]).float(), labels[said], reduction="sum")
+def _prefers(module: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """By how much the model prefers the first of two words to the second after each picture, summed."""
+    scores = module(dict(inputs))
+    preferred: Tensor = (scores[:, 0] - scores[:, 1]).sum()
+    return preferred

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, final
 
+from torch import Tensor
+
+from lightning_pfl.adapters.contrasts import shared_words
 from lightning_pfl.benchmark.families import DOMAINS, build_tasks
 from lightning_pfl.benchmark.features import EfficientNetTokens, FeatureStore
 from lightning_pfl.benchmark.projector import Caption, load_projector, public_captions
@@ -46,6 +49,10 @@ class Materials(ABC):
     def captions(self) -> Sequence[Caption]:
         """Public pictures with names, disjoint from every task."""
 
+    @abstractmethod
+    def words(self, tokenizers: Mapping[str, Any]) -> Mapping[str, Tensor]:
+        """The same words in each vocabulary, by the tokenizers' keys."""
+
 
 @final
 class PackagedMaterials(Materials):
@@ -80,6 +87,10 @@ class PackagedMaterials(Materials):
     def captions(self) -> Sequence[Caption]:
         """Emoji, drawings and photographs whose concepts no task uses."""
         return public_captions()
+
+    def words(self, tokenizers: Mapping[str, Any]) -> Mapping[str, Tensor]:
+        """Words that are one token everywhere."""
+        return shared_words(tokenizers)
 
 
 def _short(task: Task) -> str:

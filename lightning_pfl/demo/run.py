@@ -117,6 +117,7 @@ def run_demo(
         tokenizers,
         materials.store,
         materials.captions()[: plan.num_public],
+        materials.words(tokenizers),
         anchor=plan.anchor,
         config=config,
     )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import Tensor
 
 from lightning_pfl.benchmark.features import FeatureStore
 from lightning_pfl.benchmark.projector import Caption, pretrain_projector
@@ -86,3 +89,7 @@ class TinyMaterials(Materials):
         """Shapes of their own, named by colour or by shape."""
         public = shape_tasks(self._folder / "public", backgrounds=(200, 120), seed=1)
         return [Caption(example.images[0], example.answer) for task in public for example in task.train]
+
+    def words(self, tokenizers: Mapping[str, Any]) -> Mapping[str, Tensor]:
+        """All words: both models have one tokenizer."""
+        return {key: torch.arange(len(tokenizer.get_vocab())) for key, tokenizer in tokenizers.items()}
