@@ -17,7 +17,7 @@ from lightning_pfl.federation import LocalPool
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    plan = dataclasses.replace(quick_plan(), rounds=2, steps=4, num_test=16, num_val=8, num_public=48)
+    plan = dataclasses.replace(quick_plan(), rounds=2, steps=4, num_test=16, num_val=8)
     steps = []
     result = run_demo(plan, TinyMaterials(folder / "tiny"), folder, pool=LocalPool, step=steps.append)
     return plan, result, folder, steps
@@ -36,7 +36,7 @@ def test_every_client_is_measured_on_every_task_under_both_methods(demo):
 def test_both_methods_take_the_same_steps_and_only_ours_sends(demo):
     plan, result, _, _ = demo
     assert len(result.strategy.relevance) == plan.rounds
-    # two blocks of seven linears, rank 8: P and Q are 8 * 8 + 8 numbers of 4 bytes; one sketch of 16,384 numbers a round
+    # two blocks of seven linears at rank 8: P and Q are 8 * 8 + 8 numbers of 4 bytes; a sketch has 16,384 a round
     adapter, sketch = 2 * 7 * (8 * 8 + 8) * 4, 16_384 * 4
     for client in plan.clients:
         assert result.strategy.traffic[client.id].up == plan.rounds * (adapter + sketch)
