@@ -118,7 +118,7 @@ def pretrain_projector(
         naming = nn.functional.cross_entropy(similarity * log_scale.exp(), targets[rows])
         loss = naming + keep * nn.functional.mse_loss(reader(projected), (seen - mean) / spread)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(projector.parameters(), 1.0)
         optimizer.step()
         schedule.step()

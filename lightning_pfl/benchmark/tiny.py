@@ -141,7 +141,8 @@ def shape_tasks(
                     _draw(path, shape, COLOURS[colour], background, rng)
                     made.append(Example(f"{name}/{split}/{index}", (View(path),), text, answer, choices))
                 sides.append(tuple(made))
-            tasks.append(Task(name, family, *sides, licences=("CC0-1.0",)))
+            train, val, test = sides
+            tasks.append(Task(name, family, train, val, test, licences=("CC0-1.0",)))
     return tuple(tasks)
 
 
