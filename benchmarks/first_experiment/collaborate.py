@@ -14,7 +14,7 @@ from .scenario import CLIENTS, ROUNDS, Scenario
 from .sketches import Projection, cosines, per_example, weights
 from .suite import Task
 
-OTHERS = 24  # test samples per task of somebody else
+OTHERS = 16  # test samples per task of somebody else
 OWN = 120
 
 
@@ -34,6 +34,7 @@ class Method:
     beta: float = 0.5
     lr: float = 1e-2
     lr_gate: float = 1e-2
+    until: int = ROUNDS  # warm starts happen in the first so many rounds
     own: bool = False  # "no exchange": G is the client's own last upload
     after: bool = False  # evaluated after the last mixture instead of before it
 
@@ -106,7 +107,7 @@ def run(
                 GP[i], GQ[i] = (torch.einsum("ij,j...->i...", w, x[i]) for x in (P, Q))
             elif m.own and not last:
                 GP[i], GQ[i] = P[i], Q[i]
-            if m.warm and (not last or m.after):
+            if m.warm and r < m.until and (not last or m.after):
                 w = weights(cos, m.warm, oracle, include_self=True)
                 with torch.no_grad():
                     for x, k in ((P, 0), (Q, 1)):
@@ -118,7 +119,7 @@ def run(
 
 def report(archs, factors, sc, tasks, methods, params, G, n, seed, cos_log, side) -> list[dict[str, object]]:  # noqa: ANN001
     """Every client on its own tasks, the others' and the novel ones (``side`` "val" for tuning)."""
-    own = OWN if side == "test" else 80
+    own = OWN if side == "test" else 64
     M, half, table = len(methods), CLIENTS // len(archs), [[{} for _ in range(CLIENTS)] for _ in methods]
     plans = [[(t, own) for t in sc.tasks[c]] + [(t, OTHERS) for t in [*sc.others(c), *sc.novel]] for c in range(CLIENTS)]
     for k, arch in enumerate(archs):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from .collaborate import Method
 
-LR = {"plain": 1e-2, "mix": 1e-2, "add": 1e-2}
+LR = {"plain": 4e-2, "mix": 4e-2, "add": 4e-2}
 
 
 def _m(name: str, use: str, rows: str = "", warm: str = "", **kw: object) -> Method:
@@ -30,9 +30,53 @@ def coarse(n: int) -> list[Method]:
     return out
 
 
+def contenders() -> list[Method]:
+    """One of each kind, for tuning and for the tables."""
+    return [
+        _m("local", "plain"),
+        _m("mix own", "mix", own=True),
+        _m("add own", "add", own=True),
+        _m("fedavg", "plain", warm="uniform"),
+        _m("mix uniform", "mix", "uniform"),
+        _m("mix t0.5", "mix", "t0.5"),
+        _m("mix t0.05", "mix", "t0.05"),
+        _m("mix oracle", "mix", "oracle"),
+        _m("add t0.05", "add", "t0.05"),
+        _m("add oracle", "add", "oracle"),
+        _m("warm t0.05", "plain", warm="t0.05"),
+        _m("warm oracle", "plain", warm="oracle"),
+        _m("mix t0.05 warm uniform", "mix", "t0.05", "uniform"),
+        _m("mix oracle warm oracle", "mix", "oracle", "oracle"),
+        _m("add oracle warm uniform", "add", "oracle", "uniform"),
+        _m("half uniform", "plain", warm="uniform", pull=0.5),
+    ]
+
+
 def tune(n: int) -> list[Method]:
-    """Learning rates, on the validation side."""
-    return [replace(m, name=f"{m.name} lr {lr:g}", lr=lr) for m in (_m("local", "plain"), _m("mix own", "mix", own=True)) for lr in (3e-3, 1e-2, 3e-2, 1e-1)]
+    """Two learning rates for each, on the validation side."""
+    return [replace(m, name=f"{m.name} lr {lr:g}", lr=lr) for m in contenders() for lr in (1e-2, 4e-2)]
 
 
-GRIDS = {"coarse": coarse, "tune": tune}
+def final(n: int) -> list[Method]:
+    """The table: controls, rows of G in both structures, warm starts."""
+    return [
+        _m("local", "plain"),
+        _m("mix own", "mix", own=True),
+        _m("add own", "add", own=True),
+        _m("fedavg", "plain", warm="uniform"),
+        _m("mix uniform", "mix", "uniform"),
+        _m("mix t0.05", "mix", "t0.05"),
+        _m("mix oracle", "mix", "oracle"),
+        _m("add uniform", "add", "uniform"),
+        _m("add t0.05", "add", "t0.05"),
+        _m("add oracle", "add", "oracle"),
+        _m("warm oracle", "plain", warm="oracle"),
+        _m("early uniform", "plain", warm="uniform", until=4),
+        _m("early oracle", "plain", warm="oracle", until=4),
+        _m("early z0.5", "plain", warm="z0.5", until=4),
+        _m("mix t0.05 warm uniform", "mix", "t0.05", "uniform"),
+        _m("half uniform", "plain", warm="uniform", pull=0.5),
+    ]
+
+
+GRIDS = {"coarse": coarse, "tune": tune, "final": final}

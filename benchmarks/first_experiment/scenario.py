@@ -46,6 +46,9 @@ def scenario(name: str, seed: int) -> Scenario:
     first = [f"{f}/{doms[f][0]}" for f in fams] + [f"{f}/{doms[f][1]}" for f in fams]
     if name == "static":
         return Scenario(name, [[t] for t in first])
+    if name == "same":  # relatives on the same architecture: what exchange is worth when P means the same to both
+        pairs = [f"{f}/{doms[f][k]}" for f in fams for k in (0, 1)]
+        return Scenario(name, [[t] for t in pairs])
     # second half: the llama clients move one family on, the gemma clients two: new relatives, new domains
     second = [f"{fams[(i + 1) % 4]}/{doms[fams[(i + 1) % 4]][2]}" for i in range(4)]
     second += [f"{fams[(i + 2) % 4]}/{doms[fams[(i + 2) % 4]][3]}" for i in range(4)]

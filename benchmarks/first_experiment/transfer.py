@@ -39,7 +39,7 @@ def moments_of(a: Arch, b: Arch, cache: Path, held: bool = False) -> tuple[Momen
 
 def factors_of(form: str, a: Arch, b: Arch, cache: Path, seed: int = 0) -> tuple[Factors, Factors]:
     """The frozen factors of a form, cached; ``joint:BASE:options`` starts from a closed form."""
-    f = cache / f"factors_{form.replace(':', '_')}_{a.body.depth}_{b.body.depth}_{len(a.body.targets)}_{seed}.pt"
+    f = cache / f"factors_{form.replace(':', '_').replace('/', '_')}_{a.body.depth}_{b.body.depth}_{len(a.body.targets)}_{seed}.pt"
     if not f.exists():
         m, o = moments_of(a, b, cache)
         if form.startswith("joint"):
