@@ -105,20 +105,25 @@ def check_config(saved: CoLoraConfig, present: CoLoraConfig, kind: str) -> None:
     Raises:
         CheckpointMismatchError: they differ in something that the tensors' meaning depends on.
     """
-    asked = saved.differences(present)
+    resolved = ("base_identity", "placement")  # told in words of their own
+    asked = {name: both for name, both in saved.differences(present).items() if name not in resolved}
     told = ", ".join(f"{name}: {old!r} in the checkpoint, {new!r} here" for name, (old, new) in asked.items())
     if any(name in asked for name in _MATTERS if name != "gate" or saved.global_branch):
         raise CheckpointMismatchError(
             f"The checkpoint was made with other adapters than this {kind} has ({told}). Give CoLoRA the arguments of "
             "the run that made the checkpoint, or start without ckpt_path."
         )
-    if saved.placement != present.placement or saved.base_identity != present.base_identity:
+    if saved.base_identity != present.base_identity:
+        raise CheckpointMismatchError(
+            f"The checkpoint was made for the base model `{saved.base_identity}`, but this {kind} is built on "
+            f"`{present.base_identity}`. Use the base model of the run that made the checkpoint."
+        )
+    if saved.placement != present.placement:
         ours, theirs = set(present.placement or {}), set(saved.placement or {})
         where = f"only in the checkpoint: {sorted(theirs - ours)[:3]}, only here: {sorted(ours - theirs)[:3]}"
         raise CheckpointMismatchError(
-            f"The checkpoint was made for adapters in other places than this {kind} has them "
-            f"({told or 'the same arguments, so another base model'}; {where}). Use the base model and arguments of "
-            "the run that made the checkpoint."
+            f"The checkpoint was made for adapters in other places than this {kind} has them ({where}; "
+            f"{told or 'same arguments'}). Use the arguments and the module of the run that made the checkpoint."
         )
 
 

@@ -176,7 +176,7 @@ def test_a_lenient_module_does_not_make_a_mismatch_silent(tmp_path):
 def test_another_base_model_is_refused(tmp_path):
     saved(tmp_path / "a.ckpt")
 
-    with pytest.raises(CheckpointMismatchError, match="so another base model"):
+    with pytest.raises(CheckpointMismatchError, match="made for the base model `Sequential"):
         trainer(colora(), epochs=4).fit(Plain(width=8), loader(8), ckpt_path=tmp_path / "a.ckpt")
 
 
