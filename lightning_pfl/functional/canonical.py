@@ -1,0 +1,145 @@
+r"""Coordinates that several models have in common: directions in which what one model sees can be told from the others.
+
+Start at `common_directions`. Least squares make a student follow coordinates that the anchor drew at random, most of
+which have no counterpart in the student. Canonical analysis asks the other way round: which directions of *both* models
+say the same? Where the answer is "hardly any", as for queries and keys of two families, the held-out `agreement` says
+so, and the coordinate can be turned down instead of carrying noise from one model into the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_pfl.functional.alignment import PairedSums
+
+__all__ = ["Directions", "agreement", "common_directions"]
+
+
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """Coordinates in an anchor's and in its students' vectors, row by row the same.
+
+    Attributes:
+        anchor: shape ``[r, d_anchor]``, float64; each row has unit variance over what was fitted, up to the ridge.
+        students: one per student, shape ``[r, d_student]``, likewise.
+    """
+
+    anchor: Tensor
+    students: Sequence[Tensor]
+
+
+def common_directions(
+    pairs: Sequence[PairedSums], rank: int, *, ridge: float = 0.1, centred: bool = True
+) -> Directions:
+    r"""The r directions of the anchor that its students tell best, and each student's own directions for them.
+
+    With one student these are the leading canonical directions. With several, the anchor's directions maximise the sum
+    over students of the variance that each student explains,
+    :math:`\sum_s W C_s S_s^{-1} C_s^\top W` with :math:`W = S_a^{-1/2}`, so that all share one coordinate system.
+
+    Args:
+        pairs: per student, sums over tokens of its vectors (``x``) and the anchor's own (``z``, all ``d_anchor`` of
+            them, not projected).
+        rank: r.
+        ridge: added to every covariance, in units of its mean variance. Directions are estimated from fewer tokens
+            than there are pairs of features, so it is not small.
+        centred: whether means are taken off (activations) or not (gradients).
+
+    Returns:
+        The directions, the best first. Signs are fixed by the anchor's largest entry, so that equal sums give equal
+        bytes.
+
+    Raises:
+        ValueError: no student, fewer tokens than r, or a rank above a width.
+
+    Source:
+        Hotelling 1936 for one student; Kettenring, Biometrika 1971 (MAXVAR) for several, with the anchor's space as
+        the common one.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> common = torch.randn(400, 1, generator=generator)
+        >>> noise = torch.randn(400, 5, generator=generator)
+        >>> sums = PairedSums(3, 4)
+        >>> sums.add(torch.cat([noise[:, :2], common], 1), torch.cat([-common, noise[:, 2:]], 1))
+        >>> found = common_directions([sums], rank=1, ridge=1e-3)
+        >>> found.anchor.abs().argmax().item(), found.students[0].abs().argmax().item()
+        (0, 2)
+    """
+    if not pairs:
+        raise ValueError("Common directions need at least one student beside the anchor, but there is none.")
+    for sums in pairs:
+        if sums.count < rank:
+            raise ValueError(
+                f"Aligning rank {rank} needs at least {rank} tokens that both models have read, but there are "
+                f"{sums.count}. Give more public data, or check that both models read the same."
+            )
+        if rank > min(sums.x.numel(), sums.z.numel()):
+            raise ValueError(f"Rank {rank} is more than a width: {sums.x.numel()} or {sums.z.numel()}. Lower the rank.")
+    covariances = [_covariances(sums, ridge, centred) for sums in pairs]
+    whitener = _power(torch.stack([zz for _, _, zz in covariances]).mean(0), -0.5)
+    solved = [torch.linalg.solve(xx, xz) for xx, xz, _ in covariances]
+    told_by = [whitener @ xz.T @ s @ whitener for (_, xz, _), s in zip(covariances, solved, strict=True)]
+    explained = torch.stack(told_by).sum(0)
+    _, vectors = torch.linalg.eigh((explained + explained.T) / 2)
+    top = vectors[:, -rank:].flip(1)
+    top = top * top.gather(0, top.abs().argmax(0, keepdim=True)).sign()
+    anchor = (whitener @ top).T
+    students = []
+    for (xx, _, _), s in zip(covariances, solved, strict=True):
+        told = (s @ anchor.T).T
+        spread = ((told @ xx) * told).sum(1, keepdim=True).clamp_min(1e-300).sqrt()
+        students.append(told / spread)
+    return Directions(anchor, students)
+
+
+def agreement(student: Tensor, anchor: Tensor, sums: PairedSums, *, centred: bool = True) -> Tensor:
+    """Correlation between two models of each coordinate.
+
+    Args:
+        student: directions, shape ``[r, d_student]``.
+        anchor: directions, shape ``[r, d_anchor]``.
+        sums: of the student's vectors and the anchor's, over tokens that the fit has not seen: over those that it has
+            seen, correlations look two to three times as good as they are.
+        centred: as in the fit.
+
+    Returns:
+        Shape ``[r]``, float64, between -1 and 1; 0 for a coordinate that does not vary.
+
+    Example:
+        >>> sums = PairedSums(1, 1)
+        >>> sums.add(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[1.0], [3.0], [2.0]]))
+        >>> agreement(torch.ones(1, 1), torch.ones(1, 1), sums).item()
+        0.5
+    """
+    xx, xz, zz = sums.products(centred=centred)
+    student, anchor = student.to(xx), anchor.to(xx)
+    both = ((student @ xz) * anchor).sum(1)
+    own = ((student @ xx) * student).sum(1) * ((anchor @ zz) * anchor).sum(1)
+    return torch.where(own > 0, both / own.clamp_min(1e-300).sqrt(), 0.0)
+
+
+def _covariances(sums: PairedSums, ridge: float, centred: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Covariances of x with x, of x with z, of z with z; ridges on the first and last."""
+    xx, xz, zz = (product / sums.count for product in sums.products(centred=centred))
+    for name, product in (("student", xx), ("anchor", zz)):
+        if not torch.trace(product) > 0:
+            raise ValueError(
+                f"The {name}'s vectors of these {sums.count} tokens are all the same; use more varied data."
+            )
+    return _ridged(xx, ridge), xz, _ridged(zz, ridge)
+
+
+def _ridged(matrix: Tensor, ridge: float) -> Tensor:
+    size = len(matrix)
+    return matrix + ridge * torch.trace(matrix) / size * torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+
+
+def _power(matrix: Tensor, power: float) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    result: Tensor = (vectors * values.clamp_min(1e-300).pow(power)) @ vectors.T
+    return result
