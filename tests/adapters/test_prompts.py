@@ -290,6 +290,16 @@ def test_the_pass_of_the_outer_model_lasts_until_the_outer_model_returns(opening
     torch.testing.assert_close(opening, (hidden[:, :3].mean(1) @ layer.colora_gate["default"]).sigmoid())
 
 
+def test_a_pass_that_fails_leaves_no_trace():
+    model, labels = gated(llama()), IDS.clone()
+    labels[:, :3] = -100
+    expected = logits(model, input_ids=IDS, labels=labels)
+    with pytest.raises(IndexError):  # no such token: fails inside the model
+        logits(model, input_ids=IDS + 1000)
+
+    assert torch.equal(logits(model, input_ids=IDS, labels=labels), expected)
+
+
 def test_a_copy_of_a_model_knows_nothing_of_the_passes_of_the_first():
     model = gated(llama())
     model(input_ids=IDS)
