@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.accelerators import Accelerator, CPUAccelerator, CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.core.optimizer import _MockOptimizer
 from lightning.pytorch.loggers import Logger
@@ -28,6 +29,7 @@ from lightning.pytorch.strategies.launchers.launcher import _Launcher
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
+from torchmetrics import Metric
 
 __all__ = [
     "DataFetcher",
@@ -36,15 +38,26 @@ __all__ = [
     "Launcher",
     "MockOptimizer",
     "TrainingEpochLoop",
+    "adopt",
+    "attach_datamodule",
+    "become_server",
+    "callbacks_of",
+    "copy_hparams_flags",
     "equip",
+    "is_dry_run",
     "is_overridden",
     "leave",
     "loaders",
+    "log_under_any_name",
+    "merge_results",
+    "metric_states",
     "metrics_to_carry",
     "not_restarting",
     "place",
     "quiet",
+    "restore_metric_states",
     "restore_metrics",
+    "results_to_carry",
     "set_restarting",
     "skip_prepare_data",
     "stripped",
@@ -120,6 +133,51 @@ def restore_metrics(trainer: L.Trainer, carried: Mapping[str, Mapping[str, Tenso
     """Put back what `metrics_to_carry` took."""
     for name, metrics in carried.items():
         getattr(trainer._logger_connector, name).update(metrics)
+
+
+def results_to_carry(loop: _TrainingEpochLoop) -> dict[str, dict[str, Tensor]]:
+    """What the epoch's means, sums and extremes (``self.log(..., on_epoch=True)``) have gathered so far, by key."""
+    carried = {}
+    for key, result in loop._results.items():
+        if result.is_tensor and result.meta.on_epoch and not result.has_reset:
+            carried[key] = {"value": result.value.detach().cpu().clone()}
+            if result.meta.is_mean_reduction:
+                carried[key]["weight"] = result.cumulated_batch_size.detach().cpu().clone()
+    return carried
+
+
+def merge_results(loop: _TrainingEpochLoop, carried: dict[str, dict[str, Tensor]]) -> None:
+    """Add what `results_to_carry` took to results that were logged again since; those are taken off ``carried``."""
+    for key in [key for key in carried if key in loop._results and not loop._results[key].has_reset]:
+        result, before = loop._results[key], carried.pop(key)
+        value = before["value"].to(result.value.device)
+        if result.meta.is_mean_reduction:
+            result.value = value + result.value
+            result.cumulated_batch_size = before["weight"].to(value.device) + result.cumulated_batch_size
+        elif result.meta.is_sum_reduction:
+            result.value = value + result.value
+        else:
+            result.value = result.meta.reduce_fx(value, result.value)
+        result._computed = None
+
+
+def metric_states(module: L.LightningModule) -> dict[str, dict[str, Any]]:
+    """The running states of the torchmetrics that a module holds; they are in no ``state_dict``."""
+    return {
+        name: {"state": dict(metric.metric_state), "count": metric.update_count}
+        for name, metric in module.named_modules()
+        if isinstance(metric, Metric) and metric.update_count
+    }
+
+
+def restore_metric_states(module: L.LightningModule, carried: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put back what `metric_states` took."""
+    for name, metric in module.named_modules():
+        if isinstance(metric, Metric) and name in carried:
+            for key, value in carried[name]["state"].items():
+                setattr(metric, key, move_data_to_device(value, metric.device))
+            metric._update_count = carried[name]["count"]
+            metric._computed = None
 
 
 def updated_metrics(trainer: L.Trainer, before: Mapping[str, Any]) -> dict[str, Any]:

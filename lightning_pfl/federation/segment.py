@@ -24,9 +24,13 @@ from lightning_pfl.federation._compat import (
     FitLoop,
     TrainingEpochLoop,
     loaders,
+    merge_results,
+    metric_states,
     metrics_to_carry,
     not_restarting,
+    restore_metric_states,
     restore_metrics,
+    results_to_carry,
     set_restarting,
 )
 
@@ -70,6 +74,7 @@ class SegmentLoop(FitLoop):
         self._first_step = 0
         self._at_iterator: dict[str, Any] = {}
         self._at_first_batch: dict[str, Any] = {}
+        self._results_before: dict[str, dict[str, Tensor]] = {}
 
     @property
     def segment_done(self) -> bool:
@@ -101,6 +106,7 @@ class SegmentLoop(FitLoop):
             if self._carried["stopped"]:
                 return
             restore_metrics(self.trainer, self._carried["metrics"])
+            restore_metric_states(self.trainer.lightning_module, self._carried["metric_states"])
             self.trainer.accumulate_grad_batches = self._carried["accumulate_grad_batches"]
             for name, parameter in self.trainer.lightning_module.named_parameters():
                 if (gradient := self._carried["gradients"].get(name)) is not None:
@@ -131,6 +137,7 @@ class SegmentLoop(FitLoop):
     def on_advance_end(self) -> None:
         super().on_advance_end()
         self._epochs_run += 1
+        self._results_before = {}
 
     @override
     def on_run_end(self) -> None:
@@ -153,7 +160,9 @@ class SegmentLoop(FitLoop):
             self._at_first_batch = self._capture()
 
     def after_batch(self) -> None:
-        """End the segment here, inside the epoch, if its steps are used up."""
+        """Go on with the epoch's means, and end the segment here, inside the epoch, if its steps are used up."""
+        if self._results_before:
+            merge_results(self.epoch_loop, self._results_before)
         if self.segment_done and self._epochs is None and not self.epoch_loop.done:
             self._leave(self._capture(), inside_epoch=True)
             raise SegmentEnd
@@ -181,6 +190,7 @@ class SegmentLoop(FitLoop):
                 next(data_fetcher)
             data_fetcher.fetched -= batches  # Lightning adds them in `on_run_start`
         self._restore("random")
+        self._results_before = dict(self._carried["results"])
         self._carried = None
 
     @property
@@ -205,6 +215,8 @@ class SegmentLoop(FitLoop):
                 "at_iterator": self._at_iterator if inside_epoch else {},
                 "at_first_batch": self._at_first_batch if inside_epoch else {},
                 "metrics": metrics_to_carry(self.trainer),
+                "metric_states": metric_states(module),
+                "results": {**self._results_before, **results_to_carry(self.epoch_loop)} if inside_epoch else {},
                 "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
                 "gradients": gradients,
                 "stopped": bool(self.trainer.should_stop and self._can_stop_early),

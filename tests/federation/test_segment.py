@@ -16,7 +16,7 @@ from lightning_pfl.federation.template import ClientTemplate
 from lightning_pfl.federation.tensor_file import TensorFile
 from lightning_pfl.federation.turn import run_job, unpack_state
 from lightning_pfl.types import Assignment
-from tests.federation.tiny import Alternating, ClientsOwnData, Plateau, Tiny
+from tests.federation.tiny import Alternating, ClientsOwnData, Measures, Plateau, Tiny
 
 SEED = 7
 
@@ -33,15 +33,26 @@ def trainer_for(callbacks=(), **arguments):
 
 def long_fit(module, data, *, callbacks=(), **arguments):
     """One plain Lightning fit, in the random stream of the client."""
+    return plain_fit(module, data, callbacks=callbacks, **arguments)[0]
+
+
+def plain_fit(module, data, *, callbacks=(), **arguments):
+    """The same; returns the Trainer's metrics too."""
     trainer = trainer_for(callbacks, **arguments)
     trainer.strategy.client_id = "a"
     with ProcessSettings.capture().turn(seed=SEED, num_threads=1):
         trainer.fit(module, datamodule=data)
-    return module.state_dict()
+    return module.state_dict(), dict(trainer.callback_metrics)
 
 
-def segments(module, data, *, turns, callbacks=(), local_epochs=1, local_steps=None, rounds=None, **arguments):
+def segments(module, data, **arguments):
     """The same in turns; returns the weights that the last turn leaves and the number of optimizer steps so far."""
+    result = last_turn(module, data, **arguments)
+    return result.update.shared.common.unpack(), unpack_state(result.state)["global_step"]
+
+
+def last_turn(module, data, *, turns, callbacks=(), local_epochs=1, local_steps=None, rounds=None, **arguments):
+    """The same; returns the last turn's result."""
     driver = trainer_for((), **arguments)
     template = ClientTemplate.take(driver)
     strategy = ClientStrategy(
@@ -66,7 +77,7 @@ def segments(module, data, *, turns, callbacks=(), local_epochs=1, local_steps=N
         state = result.state
         torch.rand(number + 1)  # what others do with the process's random stream is of no interest
     file.close()
-    return result.update.shared.common.unpack(), unpack_state(state)["global_step"]
+    return result
 
 
 def assert_same_weights(got, expected):
@@ -177,6 +188,28 @@ def test_segments_end_anywhere(module, data, local_steps):
 
     assert_same_weights(got, expected)
     assert steps == 12 or module is Alternating
+
+
+def test_gradients_that_pile_up_by_hand_are_carried_along():
+    """The encoder steps at every second batch; with one step a segment, a segment ends at every batch."""
+    expected = long_fit(Alternating(), ClientsOwnData(), max_steps=12, max_epochs=-1)
+
+    got, steps = segments(Alternating(), ClientsOwnData(), turns=8, local_steps=1, rounds=12)
+
+    assert_same_weights(got, expected)
+    assert steps == 12  # eight batches: a step of the head at each, of the encoder at every second
+
+
+@pytest.mark.parametrize("local_steps", [None, 2], ids=["epochs", "steps"])
+def test_metrics_over_an_epoch_do_not_notice_the_segments(local_steps):
+    arguments = {"max_epochs": 4} if local_steps is None else {"max_steps": 12, "max_epochs": -1}
+    _, expected = plain_fit(Measures(), ClientsOwnData(), **arguments)
+
+    result = last_turn(Measures(), ClientsOwnData(), turns=4 if local_steps is None else 6, local_steps=local_steps)
+
+    got = {name.replace("_local", ""): value for name, value in result.metrics.items()}
+    assert got == {name: float(value) for name, value in expected.items()}
+    assert {"train_loss", "train_max", "train_error", "total", "val_loss"} <= got.keys()
 
 
 SEEN = []

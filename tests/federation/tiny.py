@@ -4,6 +4,7 @@ import lightning as L
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanMetric, SumMetric
 
 
 def dataset(seed, num_examples=12):
@@ -85,6 +86,26 @@ class Plateau(Tiny):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}}
 
 
+class Measures(Tiny):
+    """Logs a mean, a maximum and a torchmetric over each epoch, and a metric of its own that is never reset."""
+
+    def __init__(self):
+        super().__init__()
+        self.error = MeanMetric()
+        self.total = SumMetric()
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.error(loss.detach() ** 2)
+        self.total.update(loss.detach())
+        self.log("train_max", loss, on_step=False, on_epoch=True, reduce_fx="max")
+        self.log("train_error", self.error, on_step=False, on_epoch=True)
+        return loss
+
+    def on_train_epoch_end(self):
+        self.log("total", self.total.compute())
+
+
 class Alternating(Tiny):
     """Manual optimization with two optimizers; gradients of the encoder pile up over two batches."""
 
@@ -98,7 +119,7 @@ class Alternating(Tiny):
         self.manual_backward(loss)
         head.step()
         head.zero_grad()
-        if self.trainer.global_step % 3 == 2:
+        if self.trainer.fit_loop.total_batch_idx % 2 == 1:
             body.step()
             body.zero_grad()
 
