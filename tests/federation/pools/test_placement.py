@@ -20,8 +20,8 @@ def test_workers_go_where_most_is_free():
 
 
 def test_fractions_of_a_gpu_add_up_to_a_whole_one():
-    assert fill(Placement(NODES, limit=None), Demand(0, 1 / 3)) == ["large"] * 3
-    assert fill(Placement(NODES, limit=None), Demand(0.1, 0.1)) == ["large"] * 10
+    for parts in range(2, 30):
+        assert fill(Placement(NODES, limit=None), Demand(0, 1 / parts)) == ["large"] * parts
 
 
 def test_named_resources_count():
