@@ -193,7 +193,8 @@ def openclipart(*, cache: Path | None = None, report: Report | None = None) -> l
             continue
         topic = path.parent.relative_to(root).as_posix()
         words = normalise(path.stem).split()
-        concept = next((word for word in words if len(word) > 2 and word not in _NOISE), topic.rsplit("/", 1)[-1])
+        first = next((word for word in words if len(word) > 2 and word not in _NOISE), topic.rsplit("/", 1)[-1])
+        concept = concept_of(first)
         category = next((_CLIPART[place] for place in _parents(topic) if place in _CLIPART), "other")
         found.append(Picture(path, concept, category, "openclipart", " ".join(words[:2]), sources.OPENCLIPART.licence))
     return found
