@@ -1,18 +1,17 @@
 r"""Bases under which one model's P and Q mean the same in models of other widths, depths and families.
 
 Start at `align`: models with Co-LoRA adapters and public data in, an `Alignment` out, which is saved once and given to
-every client (``CoLoRA(aligned=...)``). One model is the anchor and keeps its bases; each other model gets bases fitted
-to the anchor's, layer by layer with the same address, over positions that have read the same
-(`lightning_pfl.adapters.readings`). The arithmetic is `lightning_pfl.functional.alignment`.
+every client (``CoLoRA(aligned=...)``). One model is the anchor; bases are chosen layer by layer
+with the same address, over positions that have read the same (`lightning_pfl.adapters.readings`), by a rule
+(`lightning_pfl.adapters.rules`).
 """
 
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast, final
+from dataclasses import replace
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -21,56 +20,23 @@ from lightning_pfl.adapters.contrasts import contrast_loss, draw_contrast, share
 from lightning_pfl.adapters.gathering import LayerSums, Loss, Site, causal_lm_loss, gather
 from lightning_pfl.adapters.injection import ADAPTER, adapted_layers, config_of
 from lightning_pfl.adapters.readings import Reading, TextReader
+from lightning_pfl.adapters.rules import Canonical, CcaB, FitB, GradientB, LeastSquares, Rule
 from lightning_pfl.adapters.tensors import bases_of
-from lightning_pfl.functional.alignment import choose_ridge, fit_A, fit_B_from_gradients, rotate_B_by_cca, unexplained
 
-__all__ = ["Alignment", "Bases", "CcaB", "FitB", "GradientB", "LayerFit", "align"]
+__all__ = [
+    "Alignment",
+    "Bases",
+    "Canonical",
+    "CcaB",
+    "FitB",
+    "GradientB",
+    "LayerFit",
+    "LeastSquares",
+    "Rule",
+    "align",
+]
 
 log = logging.getLogger(__name__)
-
-
-class FitB(ABC):
-    """A way to choose the student's B."""
-
-    @abstractmethod
-    def fit(self, sums: LayerSums, site: Site, A: Tensor) -> Tensor:
-        """Choose B of one layer.
-
-        Args:
-            sums: what the layer has in common with the anchor's.
-            site: the layer with the bases it had before.
-            A: its aligned A, ``[r, d_in]``.
-
-        Returns:
-            Shape ``[d_out, r]``.
-        """
-
-
-@final
-@dataclass(frozen=True)
-class GradientB(FitB):
-    """A step along a coordinate changes the student's loss as it changes the anchor's (`fit_B_from_gradients`)."""
-
-    def fit(self, sums: LayerSums, site: Site, A: Tensor) -> Tensor:
-        """Least squares on loss gradients, the ridge chosen on held-out ones."""
-        ridge = choose_ridge(sums.gradients, sums.held_out_gradients)
-        return fit_B_from_gradients(sums.gradients, ridge=ridge)
-
-
-@final
-@dataclass(frozen=True)
-class CcaB(FitB):
-    """The paper's choice (`rotate_B_by_cca`); with A aligned it leaves B where it was.
-
-    Args:
-        gamma: added to the diagonals of the summed covariances.
-    """
-
-    gamma: float = 1e-4
-
-    def fit(self, sums: LayerSums, site: Site, A: Tensor) -> Tensor:
-        """Rotate the B that the student had."""
-        return rotate_B_by_cca(site.B, A, sums.inputs, gamma=self.gamma)
 
 
 def align(
@@ -79,8 +45,7 @@ def align(
     *,
     anchor: str,
     tokenizers: Mapping[str, Any] | None = None,
-    B: FitB | None = None,
-    orthonormal_only: bool = False,
+    rule: Rule | None = None,
     loss: Loss | None = None,
     held_out: int = 5,
     max_bytes: int = 2**31,
@@ -92,10 +57,10 @@ def align(
             as they are; to use the result, hand it to ``CoLoRA(aligned=...)`` or to `set_bases`.
         data: public data: texts (then ``tokenizers`` must name one for each model), or records with a `Reading` for
             each model. A few hundred texts do; each is read by all models.
-        anchor: name of the model whose bases stay, usually the smallest.
+        anchor: name of the model that the others are compared with, usually the smallest.
         tokenizers: per name of a model, its tokenizer; for texts only.
-        B: how the students' B are chosen; None: `GradientB`.
-        orthonormal_only: replace each A by the nearest matrix with orthonormal rows, as in the paper.
+        rule: how bases are chosen. None: `Canonical()`, by which the anchor gets new bases too. The paper's is
+            ``LeastSquares(CcaB(), orthonormal_only=True)``.
         loss: whose gradients B follows: a scalar of a model and `Reading.inputs`, summed (not averaged) over what the
             model predicts. None: for texts, how much the model prefers one word to another after the text
             (`lightning_pfl.adapters.contrasts`); for records, the cross entropy of their ``labels``.
@@ -112,10 +77,10 @@ def align(
         TypeError: texts without tokenizers.
 
     Source:
-        arXiv:2506.11024, initial alignment. A is its loss in closed form; B by gradients is ours: the paper's CCA only
-        rotates B inside its random column space.
+        arXiv:2506.11024, initial alignment; there the anchor's bases are random, A is fitted by gradient descent and B
+        rotated inside its random column space. Why ours differs is told in docs/design/first_experiment.md.
     """
-    rule = B or GradientB()
+    rule = rule or Canonical()
     if anchor not in models:
         raise ValueError(f"`anchor` must name one of the models {sorted(models)}, but is `{anchor}`.")
     if held_out < 2:
@@ -136,7 +101,7 @@ def align(
     }
     bases |= {base[name]: {} for name in students}
     report: list[LayerFit] = []
-    groups = list(_groups(shared, students, max_bytes))
+    groups = list(_groups(shared, students, max_bytes, keeps_anchor=rule.keeps_anchor))
     if len(groups) > 1 and iter(data) is data:
         raise ValueError(
             f"The sums need {len(groups)} passes over the public data within max_bytes={max_bytes}, but `data` can be "
@@ -151,11 +116,16 @@ def align(
             loss=loss or _default_loss,
             layers=layers,
             held_out=held_out,
+            projected=rule.keeps_anchor,
         )
-        for name, of_layers in sums.items():
-            for layer, found in of_layers.items():
-                fitted, fit = _fit(found, sites[name][layer], rule, orthonormal_only, base[name], layer)
-                bases[base[name]][layer] = fitted
+        for layer in layers:
+            having = {name: of_layers[layer] for name, of_layers in sums.items() if layer in of_layers}
+            _check_enough(having, layer)
+            fitted = rule.fit(having, sites[anchor][layer], {name: sites[name][layer] for name in having})
+            bases[base[anchor]][layer] = fitted.anchor
+            for name, found in having.items():
+                bases[base[name]][layer] = fitted.students[name]
+                fit = LayerFit(base[name], layer, found.inputs.count, *fitted.missed[name])
                 report.append(fit)
                 log.info(
                     "%s %s: A misses %.3f, B misses %.3f of the anchor's.", name, layer, fit.missed_A, fit.missed_B
@@ -167,25 +137,13 @@ def align(
     return Alignment(base[anchor], bases, tuple(report), unaligned)
 
 
-def _fit(
-    sums: LayerSums, site: Site, rule: FitB, orthonormal_only: bool, base: str, layer: str
-) -> tuple[Bases, LayerFit]:
-    if sums.held_out_inputs.count < 2:
-        raise ValueError(
-            f"Too little public data for layer `{layer}`: no held-out text has a position that both models have read. "
-            "Give more texts, or check that both models read the same ones."
-        )
-    ridge = choose_ridge(sums.inputs, sums.held_out_inputs)
-    A = fit_A(sums.inputs, ridge=ridge, orthonormal_only=orthonormal_only).A
-    B = rule.fit(sums, site, A)
-    fit = LayerFit(
-        model=base,
-        layer=layer,
-        tokens=sums.inputs.count,
-        missed_A=unexplained(A, sums.held_out_inputs),
-        missed_B=unexplained(B.T, sums.held_out_gradients, of_variation=False),
-    )
-    return (A.float().cpu(), B.float().cpu()), fit
+def _check_enough(sums: Mapping[str, LayerSums], layer: str) -> None:
+    for found in sums.values():
+        if found.held_out_inputs.count < 2:
+            raise ValueError(
+                f"Too little public data for layer `{layer}`: no held-out text has a position that both models have "
+                "read. Give more texts, or check that both models read the same ones."
+            )
 
 
 def _default_loss(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
@@ -219,7 +177,11 @@ def _records(
 
 
 def _groups(
-    layers: Sequence[str], students: Mapping[str, tuple[nn.Module, Mapping[str, Site]]], max_bytes: int
+    layers: Sequence[str],
+    students: Mapping[str, tuple[nn.Module, Mapping[str, Site]]],
+    max_bytes: int,
+    *,
+    keeps_anchor: bool,
 ) -> Iterator[list[str]]:
     """Layers whose sums fit into memory together."""
     group: list[str] = []
@@ -227,6 +189,8 @@ def _groups(
     for layer in layers:
         sites = [sites[layer] for _, sites in students.values() if layer in sites]
         size = sum(2 * 8 * (site.A.shape[1] ** 2 + site.B.shape[0] ** 2) for site in sites)
+        if not keeps_anchor:  # the anchor's whole vectors: sums of about three times the size
+            size *= 3
         if group and used + size > max_bytes:
             yield group
             group, used = [], 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -43,16 +43,51 @@ class LayerSums:
     """What one layer of a student has in common with the anchor's layer of the same address.
 
     Attributes:
-        inputs: the student's inputs ``[d_in]`` and the anchor's z = A x ``[r]``.
-        gradients: the student's gradients at the output ``[d_out]`` and the anchor's B' g ``[r]``.
+        inputs: the student's inputs ``[d_in]`` and the anchor's z = A x ``[r]``; its whole inputs if not projected.
+        gradients: the student's gradients at the output ``[d_out]`` and the anchor's B' g ``[r]``; its whole gradients
+            if not projected.
         held_out_inputs: as `inputs`, over other records.
         held_out_gradients: as `gradients`, over other records.
+        raw: the student's and the anchor's inputs before anything was taken off; only their means are read.
     """
 
     inputs: PairedSums
     gradients: PairedSums
     held_out_inputs: PairedSums
     held_out_gradients: PairedSums
+    raw: Means
+
+    @property
+    def mean(self) -> Tensor:
+        """The student's mean input, ``[d_in]``."""
+        return self.raw.x / max(self.raw.count, 1)
+
+    @property
+    def anchor_mean(self) -> Tensor:
+        """The anchor's mean input, ``[d_in of the anchor]``."""
+        return self.raw.z / max(self.raw.count, 1)
+
+
+@final
+class Means:
+    """Running sums of paired vectors.
+
+    Args:
+        num_inputs: length of the student's.
+        num_targets: length of the anchor's.
+        device: where the sums live.
+    """
+
+    def __init__(self, num_inputs: int, num_targets: int, *, device: torch.device | str | None = None) -> None:
+        self.count = 0
+        self.x = torch.zeros(num_inputs, dtype=torch.float64, device=device)
+        self.z = torch.zeros(num_targets, dtype=torch.float64, device=device)
+
+    def add(self, x: Tensor, z: Tensor) -> None:
+        """Add rows."""
+        self.count += len(x)
+        self.x += x.to(self.x).sum(0)
+        self.z += z.to(self.z).sum(0)
 
 
 def causal_lm_loss(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
@@ -85,6 +120,7 @@ def gather(
     loss: Loss,
     layers: Collection[str],
     held_out: int,
+    projected: bool = True,
 ) -> dict[str, dict[str, LayerSums]]:
     """Sum over public data, one record at a time.
 
@@ -95,6 +131,9 @@ def gather(
         loss: of a model and a reading's inputs, summed over what is predicted.
         layers: addresses to look at in this pass; memory is O(d^2) for each.
         held_out: every how-manyth record goes to the held-out sums.
+        projected: sum the anchor's z and B' g. False: its whole vectors; and of the inputs, only what varies between
+            the rows of a record at one place (what the picture changes, not which question was asked or how far it
+            was read), at places on which the loss of both models depends.
 
     Returns:
         Per student and address, its sums.
@@ -104,7 +143,10 @@ def gather(
     """
     name_of_anchor, anchor_model, anchor_sites = anchor
     wanted = {name: [layer for layer in layers if layer in sites] for name, (_, sites) in students.items()}
-    sums = {name: {layer: _empty(students[name][1][layer]) for layer in wanted[name]} for name in students}
+    sums = {
+        name: {layer: _empty(students[name][1][layer], anchor_sites[layer], projected) for layer in wanted[name]}
+        for name in students
+    }
     anchor_layers = {layer: anchor_sites[layer] for layer in layers if layer in anchor_sites}
     for index, record in enumerate(records):
         if missing := {name_of_anchor, *students} - set(record):
@@ -112,7 +154,7 @@ def gather(
         reading = record[name_of_anchor]
         seen = _watch(name_of_anchor, anchor_model, anchor_layers, reading, loss)
         z = {
-            layer: (x @ anchor_sites[layer].A.T.to(x), g @ anchor_sites[layer].B.to(g))
+            layer: (x @ anchor_sites[layer].A.T.to(x), g @ anchor_sites[layer].B.to(g)) if projected else (x, g)
             for layer, (x, g) in seen.items()
         }
         for name, (model, sites) in students.items():
@@ -126,14 +168,34 @@ def gather(
                 inputs, gradients = (
                     (into.held_out_inputs, into.held_out_gradients) if is_held_out else (into.inputs, into.gradients)
                 )
-                inputs.add(ours.states(x), theirs.states(z[layer][0]).to(x.device))
-                gradients.add(ours.effects(g), theirs.effects(z[layer][1]).to(g.device))
+                read = (ours.states(x), theirs.states(z[layer][0]).to(x.device))
+                effects = (ours.effects(g), theirs.effects(z[layer][1]).to(g.device))
+                gradients.add(*effects)
+                if not projected:
+                    counted = effects[0].any(1) & effects[1].any(1)
+                    read = (read[0][counted], read[1][counted])
+                    if not is_held_out:
+                        into.raw.add(*read)
+                    places = reading.places.flatten()[theirs.last].to(x.device)[counted]
+                    read = (_within(read[0], places), _within(read[1], places))
+                inputs.add(*read)
     return sums
 
 
-def _empty(site: Site) -> LayerSums:
+def _empty(site: Site, anchor: Site, projected: bool) -> LayerSums:
     (rank, d_in), d_out, device = site.A.shape, site.B.shape[0], site.A.device
-    return LayerSums(*(PairedSums(size, rank, device=device) for size in (d_in, d_out, d_in, d_out)))
+    reads, steps = (rank, rank) if projected else (anchor.A.shape[1], anchor.B.shape[0])
+    sizes = ((d_in, reads), (d_out, steps), (d_in, reads), (d_out, steps))
+    sums = [PairedSums(own, other, device=device) for own, other in sizes]
+    return LayerSums(sums[0], sums[1], sums[2], sums[3], Means(d_in, reads, device=device))
+
+
+def _within(values: Tensor, places: Tensor) -> Tensor:
+    """Deviations from the mean over a record's rows at one place; where only one row has the place, the row itself."""
+    _, group, sizes = places.unique(return_inverse=True, return_counts=True)
+    means = values.new_zeros(len(sizes), values.shape[1]).index_add_(0, group, values) / sizes[:, None]
+    deviations = (values - means[group]) * (sizes / (sizes - 1).clamp_min(1)).sqrt()[group, None].to(values)
+    return torch.where((sizes[group] > 1)[:, None], deviations, values)
 
 
 def _watch(

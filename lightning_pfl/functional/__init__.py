@@ -1,0 +1,1 @@
+"""Pure torch: tensors in, fresh tensors out. One file per idea."""

@@ -33,7 +33,12 @@ class Directions:
 
 
 def common_directions(
-    pairs: Sequence[PairedSums], rank: int, *, ridge: float = 0.1, centred: bool = True
+    pairs: Sequence[PairedSums],
+    rank: int,
+    *,
+    ridge: float = 0.1,
+    centred: bool = True,
+    blind_to: Sequence[tuple[Tensor, Tensor]] | None = None,
 ) -> Directions:
     r"""The r directions of the anchor that its students tell best, and each student's own directions for them.
 
@@ -48,6 +53,8 @@ def common_directions(
         ridge: added to every covariance, in units of its mean variance. Directions are estimated from fewer tokens
             than there are pairs of features, so it is not small.
         centred: whether means are taken off (activations) or not (gradients).
+        blind_to: per student, one vector of its own and one of the anchor's on which all directions are zero: the means
+            of the raw activations, so that a coordinate carries no constant, which would be another in each model.
 
     Returns:
         The directions, the best first. Signs are fixed by the anchor's largest entry, so that equal sums give equal
@@ -80,7 +87,11 @@ def common_directions(
             )
         if rank > min(sums.x.numel(), sums.z.numel()):
             raise ValueError(f"Rank {rank} is more than a width: {sums.x.numel()} or {sums.z.numel()}. Lower the rank.")
-    covariances = [_covariances(sums, ridge, centred) for sums in pairs]
+    blinds: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(pairs)
+    if blind_to is not None:
+        mean_of_anchor = torch.stack([other for _, other in blind_to]).mean(0)
+        blinds = [(_without(own), _without(mean_of_anchor)) for own, _ in blind_to]
+    covariances = [_covariances(sums, ridge, centred, blind) for sums, blind in zip(pairs, blinds, strict=True)]
     whitener = _power(torch.stack([zz for _, _, zz in covariances]).mean(0), -0.5)
     solved = [torch.linalg.solve(xx, xz) for xx, xz, _ in covariances]
     told_by = [whitener @ xz.T @ s @ whitener for (_, xz, _), s in zip(covariances, solved, strict=True)]
@@ -88,10 +99,10 @@ def common_directions(
     _, vectors = torch.linalg.eigh((explained + explained.T) / 2)
     top = vectors[:, -rank:].flip(1)
     top = top * top.gather(0, top.abs().argmax(0, keepdim=True)).sign()
-    anchor = (whitener @ top).T
+    anchor = _apply((whitener @ top).T, blinds[0][1])
     students = []
-    for (xx, _, _), s in zip(covariances, solved, strict=True):
-        told = (s @ anchor.T).T
+    for (xx, _, _), s, (blind, _) in zip(covariances, solved, blinds, strict=True):
+        told = _apply((s @ anchor.T).T, blind)
         spread = ((told @ xx) * told).sum(1, keepdim=True).clamp_min(1e-300).sqrt()
         students.append(told / spread)
     return Directions(anchor, students)
@@ -123,7 +134,9 @@ def agreement(student: Tensor, anchor: Tensor, sums: PairedSums, *, centred: boo
     return torch.where(own > 0, both / own.clamp_min(1e-300).sqrt(), 0.0)
 
 
-def _covariances(sums: PairedSums, ridge: float, centred: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _covariances(
+    sums: PairedSums, ridge: float, centred: bool, blind: tuple[Tensor | None, Tensor | None]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Covariances of x with x, of x with z, of z with z; ridges on the first and last."""
     xx, xz, zz = (product / sums.count for product in sums.products(centred=centred))
     for name, product in (("student", xx), ("anchor", zz)):
@@ -131,7 +144,20 @@ def _covariances(sums: PairedSums, ridge: float, centred: bool) -> tuple[Tensor,
             raise ValueError(
                 f"The {name}'s vectors of these {sums.count} tokens are all the same; use more varied data."
             )
+    own, other = blind
+    xx, xz, zz = _apply(_apply(xx, own).T, own), _apply(_apply(xz, other).T, own).T, _apply(_apply(zz, other).T, other)
     return _ridged(xx, ridge), xz, _ridged(zz, ridge)
+
+
+def _without(vector: Tensor) -> Tensor | None:
+    """The unit vector to be blind to; None if there is nothing to be blind to."""
+    length = vector.norm()
+    return vector / length if length > 0 else None
+
+
+def _apply(rows: Tensor, unit: Tensor | None) -> Tensor:
+    """Rows without their part along a unit vector."""
+    return rows if unit is None else rows - torch.outer(rows @ unit, unit)
 
 
 def _ridged(matrix: Tensor, ridge: float) -> Tensor:

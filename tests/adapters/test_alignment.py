@@ -9,12 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from lightning_pfl.adapters import CoLoraConfig, adapter_parameters, bases_of, inject, load_local, shared_tensors
-from lightning_pfl.adapters.alignment import Alignment, CcaB, GradientB, align
+from lightning_pfl.adapters.alignment import Alignment, Canonical, CcaB, GradientB, LeastSquares
+from lightning_pfl.adapters.alignment import align as align_by
 from lightning_pfl.adapters.gathering import causal_lm_loss
 from lightning_pfl.adapters.readings import Reading
 from tests.adapters.test_readings import Words
 
 VOCABULARY = 30
+
+
+def align(*args, rule=None, **kwargs):
+    """By least squares unless a test says otherwise: there the anchor's bases stay, which makes expectations easy."""
+    return align_by(*args, rule=rule or LeastSquares(), **kwargs)
 
 
 class Block(nn.Module):
@@ -114,13 +120,56 @@ def test_P_and_Q_do_the_same_in_the_disguised_model_once_it_is_aligned():
     assert all(fit.missed_A < 1e-4 and fit.missed_B < 1e-4 for fit in alignment.report)
 
 
+def test_canonical_bases_make_P_and_Q_do_the_same_in_the_disguised_model():
+    """The anchor gets new bases too, so both models apply the alignment; all coordinates agree, so none is dimmed."""
+    models = pair()
+    ids = torch.randint(VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(1))
+    base = models["small"](ids).logits.detach()
+    alignment = align(models, readings(count=200), anchor="small", rule=Canonical(ridge=1e-6))
+    for model in models.values():
+        alignment.apply(model)
+    shared = shared_tensors(trained(models["small"]))
+    wanted = change(models["small"], ids, base)
+    load_local(models["large"], shared)
+
+    assert wanted.norm() > 0.1 * base.norm()
+    assert (change(models["large"], ids, base) - wanted).norm() / wanted.norm() < 0.05
+    assert all(fit.missed_A < 0.01 and fit.missed_B < 0.01 for fit in alignment.report)
+
+
+def test_canonical_bases_do_not_see_the_mean_of_the_inputs():
+    """Otherwise P would carry a constant, which is another in every model."""
+    models = pair()
+    seen: dict[str, list[Tensor]] = {"0": [], "1": []}
+    for name, block in models["small"].blocks.named_children():
+        block.fc1.base_layer.register_forward_hook(lambda _, args, __, name=name: seen[name].append(args[0].detach()))
+    alignment = align(models, readings(count=25), anchor="small", rule=Canonical())
+    for name, inputs in seen.items():
+        # fitted on four of five records, at places on which the loss depends: all but the last of a row
+        mean = torch.stack([x[:, :-1] for index, x in enumerate(inputs) if index % 5 != 4]).double().mean((0, 1, 2))
+        A = alignment.bases[alignment.anchor][f"main/{name}/fc1"][0].double()
+        assert (A @ mean).norm() < 1e-4 * A.norm() * mean.norm()
+
+
+def test_canonical_bases_turn_down_what_unrelated_models_do_not_share():
+    models = {"small": TinyLM(12, 16, seed=0), "large": TinyLM(20, 28, seed=1)}
+    for model in models.values():
+        inject(model, config())
+    plain = align(models, readings(count=100), anchor="small", rule=Canonical(power=0))
+    dimmed = align(models, readings(count=100), anchor="small", rule=Canonical(power=2))
+    for layer, (A, _) in plain.bases[plain.anchor].items():
+        ratios = (dimmed.bases[plain.anchor][layer][0].norm(dim=1) / A.norm(dim=1)).tolist()
+        assert all(0 <= ratio <= 1 for ratio in ratios)
+        assert min(ratios) < 0.9
+
+
 def test_cca_leaves_B_in_its_random_column_space_where_gradients_find_the_anchors():
     models = pair()
     own = bases_of(models["large"])
 
     missed = {}
     for rule in (GradientB(), CcaB()):
-        alignment = align(models, readings(), anchor="small", B=rule)
+        alignment = align(models, readings(), anchor="small", rule=LeastSquares(rule))
         missed[type(rule)] = min(fit.missed_B for fit in alignment.report)
         if isinstance(rule, CcaB):
             for layer, (_, B) in alignment.bases[alignment.report[0].model].items():
@@ -131,7 +180,7 @@ def test_cca_leaves_B_in_its_random_column_space_where_gradients_find_the_anchor
 
 
 def test_orthonormal_only_gives_orthonormal_rows():
-    alignment = align(pair(), readings(), anchor="small", orthonormal_only=True)
+    alignment = align(pair(), readings(), anchor="small", rule=LeastSquares(orthonormal_only=True))
 
     for A, _ in alignment.bases[alignment.report[0].model].values():
         torch.testing.assert_close(A @ A.T, torch.eye(4), atol=1e-5, rtol=0)

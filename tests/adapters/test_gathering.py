@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_pfl.adapters import inject
-from lightning_pfl.adapters.alignment import align
+from lightning_pfl.adapters.alignment import LeastSquares, align
 from lightning_pfl.adapters.gathering import Site, causal_lm_loss, gather
 from lightning_pfl.adapters.readings import Reading
 from lightning_pfl.functional.alignment import unexplained
@@ -58,7 +58,7 @@ def test_every_fifth_record_is_held_out_and_reported_on():
     models = {"small": TinyLM(12, 16, seed=0), "large": TinyLM(20, 28, seed=1)}  # nothing in common: errors differ
     for model in models.values():
         inject(model, config())
-    alignment = align(models, readings(), anchor="small", held_out=5)
+    alignment = align(models, readings(), anchor="small", held_out=5, rule=LeastSquares())
     layer = alignment.report[0].layer
     sites = {}
     for name, model in models.items():
