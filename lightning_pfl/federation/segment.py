@@ -104,6 +104,7 @@ class SegmentLoop(FitLoop):
     def run(self) -> None:
         if self._carried is not None:
             if self._carried["stopped"]:
+                self.setup_data()  # how much data there is counts for others, too
                 return
             restore_metrics(self.trainer, self._carried["metrics"])
             restore_metric_states(self.trainer.lightning_module, self._carried["metric_states"])

@@ -117,6 +117,9 @@ def test_a_client_may_stop_by_itself(tmp_path):
 
     steps = {name: unpack_state(strategy.store.get(name))["global_step"] for name in "ab"}
     assert steps == {"a": 2 * 3, "b": 5 * 3}
+    # the one that stopped still counts with all of its data: the mean of equal counts
+    row = strategy.relevance[-1].weights[0]
+    assert row[0] == row[1] == 0.5
     assert trainer.current_epoch == 5
 
 
@@ -241,6 +244,21 @@ def test_a_run_is_evaluated_from_its_checkpoint_in_another_process(tmp_path):
     assert torch.equal(
         other.strategy.personalize(Tiny(), "a").head.weight, trainer.strategy.personalize(Tiny(), "a").head.weight
     )
+
+
+def test_a_client_knows_how_far_it_is_when_it_is_evaluated(tmp_path):
+    class Tells(Tiny):
+        def validation_step(self, batch, batch_idx):
+            self.log("epochs", float(self.trainer.current_epoch))
+            self.log("steps", float(self.trainer.global_step))
+
+    trainer = trainer_of(tmp_path, max_epochs=2)
+
+    trainer.fit(Tells(), datamodule=ClientsOwnData())
+
+    assert value(trainer.callback_metrics["epochs_local"]) == 1  # inside the second epoch, as in any fit
+    assert value(trainer.callback_metrics["epochs"]) == 2  # after it, as in any validate after a fit
+    assert value(trainer.callback_metrics["steps"]) == 6
 
 
 def test_fast_dev_run_is_one_round_of_one_batch(tmp_path):
