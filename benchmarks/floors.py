@@ -1,6 +1,7 @@
-"""Floors of the design on this machine: what a one-step Trainer.fit costs, whether threads change bits, whether the closed form holds.
+"""Floors of the design on this machine: what a one-step Trainer.fit costs, whether threads change bits, whether the
+closed form holds.
 
-Run: ``python benchmarks/floors.py [--gemma DIR]``. Without DIR the Gemma-3 check uses a small randomly initialised model.
+Run: ``python benchmarks/floors.py [--gemma DIR]``. Without DIR the Gemma-3 check uses a small random model.
 """
 
 from __future__ import annotations
@@ -39,8 +40,13 @@ def fit_cost(repeats: int = 20) -> tuple[float, float]:
     for _ in range(repeats):
         t = time.perf_counter()
         L.Trainer(
-            max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        ).fit(module, data)  # fmt: skip
+            max_steps=1,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        ).fit(module, data)
         fit.append(time.perf_counter() - t)
         t = time.perf_counter()
         opt = module.configure_optimizers()
@@ -53,7 +59,9 @@ def fit_cost(repeats: int = 20) -> tuple[float, float]:
 
 
 def threads_change_bits(dtype: torch.dtype, steps: int = 5) -> tuple[bool, float]:
-    """Whether a two-layer network trained with 1 and with 2 torch threads ends with the same bits; largest difference."""
+    """Whether a two-layer network trained with 1 and with 2 torch threads ends with the same bits; largest
+    difference.
+    """
     ends, before = [], torch.get_num_threads()
     for n in (1, 2):
         torch.set_num_threads(n)
@@ -81,13 +89,24 @@ def _unnorm(a: Tensor, h: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def gemma_closed_form(path: Path | None) -> tuple[float, float]:
-    """Relative error of the closed-form gradient of the last down_proj against autograd: exact tail, and without the post-feed-forward norm."""
+    """Relative error of the closed-form gradient of the last down_proj against autograd: exact tail, and without the
+    post-feed-forward norm.
+    """
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
     if path is None:
         torch.manual_seed(0)
-        lm = Gemma3ForCausalLM(Gemma3TextConfig(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-                               num_attention_heads=2, num_key_value_heads=1, head_dim=32))  # fmt: skip
+        lm = Gemma3ForCausalLM(
+            Gemma3TextConfig(
+                vocab_size=512,
+                hidden_size=64,
+                intermediate_size=128,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=32,
+            )
+        )
         for name, p in lm.named_parameters():
             if "norm" in name:
                 nn.init.normal_(p, std=0.3)
@@ -127,7 +146,10 @@ def main() -> None:
         same, far = threads_change_bits(dtype)
         print(f"1 and 2 torch threads, {dtype}: {'same bits' if same else f'bits differ, by up to {far:.1e}'}")
     exact, without = gemma_closed_form(args.gemma)
-    print(f"Gemma-3 last down_proj gradient, closed form against autograd: relative error {exact:.1e}; without its post-feed-forward norm {without:.2f}")
+    print(
+        f"Gemma-3 last down_proj gradient, closed form against autograd: relative error {exact:.1e}; "
+        f"without its post-feed-forward norm {without:.2f}"
+    )
 
 
 if __name__ == "__main__":

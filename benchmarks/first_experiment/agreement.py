@@ -33,7 +33,9 @@ def asked(arch: Arch, tasks: list[Task], factors: Factors, n: int = 64, batch: i
 
 
 def agreement(ga: Tensor, gb: Tensor) -> dict[str, float]:
-    """Mean cosine of the same task, of different tasks, both also without the mean over tasks; ``p``, ``q``: P and Q alone."""
+    """Mean cosine of the same task, of different tasks, both also without the mean over tasks; ``p``, ``q``: P and Q
+    alone.
+    """
     out = {}
     for kind, (u, v) in {"p": (ga[..., :-1], gb[..., :-1]), "q": (ga[..., -1:], gb[..., -1:])}.items():
         for mode in ("raw", "centred"):

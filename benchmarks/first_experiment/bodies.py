@@ -25,7 +25,8 @@ def block_last(depth: int, blocks: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Factors:
-    """Frozen A [r, d_in], offsets c [r] and B [d_out, r] of the J adapted linears, float32, and the scale s = alpha / r.
+    """Frozen A [r, d_in], offsets c [r] and B [d_out, r] of the J adapted linears, float32, and the scale s = alpha /
+    r.
 
     Rank space is z = A x - c. Two models agree on how z varies, never on A's image of their mean activation, which is
     the larger part: without the offset a P learned on one model meets another constant in the other. ``c`` is [r], or
@@ -72,7 +73,10 @@ class Body:
             names = {"n1": "input_layernorm", "n2": "post_attention_layernorm"}
             if self.gemma:
                 names |= {"n3": "pre_feedforward_layernorm", "n4": "post_feedforward_layernorm"}
-                w |= {"qn": layer.self_attn.q_norm.weight.detach().float() + 1, "kn": layer.self_attn.k_norm.weight.detach().float() + 1}
+                w |= {
+                    "qn": layer.self_attn.q_norm.weight.detach().float() + 1,
+                    "kn": layer.self_attn.k_norm.weight.detach().float() + 1,
+                }
             w |= {k: getattr(layer, v).weight.detach().float() + self.plus for k, v in names.items()}
             self.layers.append(w)
         if self.gemma:
@@ -111,7 +115,7 @@ class Body:
         e = torch.cat((e, e), -1)
         return e.cos().to(torch.bfloat16), e.sin().to(torch.bfloat16)
 
-    def layer(self, i: int, h: Tensor, mask: Tensor, lin, last: bool = False) -> Tensor:  # noqa: ANN001
+    def layer(self, i: int, h: Tensor, mask: Tensor, lin, last: bool = False) -> Tensor:
         """One layer; ``lin(layer, role, x)`` computes a linear. ``last`` keeps the last position only."""
         w, (N, T, _) = self.layers[i], h.shape
         x = self._norm(h, w["n1"])
@@ -154,14 +158,14 @@ class Body:
             h = self.layer(i, h, mask, self.plain)
         return h
 
-    def above(self, h: Tensor, mask: Tensor, lin) -> Tensor:  # noqa: ANN001
+    def above(self, h: Tensor, mask: Tensor, lin) -> Tensor:
         """Normed last-position state [N, d] float32 from the cached hidden states."""
         for i in range(self.start, self.depth):
             h = self.layer(i, h, mask, lin, last=i == self.depth - 1)
         x = h[:, -1].float()
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.final
 
-    def adapted(self, factors: Factors, maps: Maps):  # noqa: ANN201
+    def adapted(self, factors: Factors, maps: Maps):
         """A ``lin`` in which run k's rows go through B (P_k A x + Q_k)."""
         index = {(i, k): j * len(ROLES) + m for j, i in enumerate(self.targets) for m, k in enumerate(ROLES)}
         R = maps.P.shape[0]
@@ -171,9 +175,11 @@ class Body:
             j = index.get((i, role))
             if j is None:
                 return y
-            N, T, d = x.shape
+            N, T, _ = x.shape
             c = factors.c[j]
-            z = F.linear(x.float(), factors.A[j]).view(R, -1, factors.A[j].shape[0]) - (c if c.dim() == 1 else c[:, None])
+            z = F.linear(x.float(), factors.A[j]).view(R, -1, factors.A[j].shape[0]) - (
+                c if c.dim() == 1 else c[:, None]
+            )
             u = torch.baddbmm(maps.Q[:, j, None], z, maps.P[:, j].transpose(1, 2))
             return y + (factors.scale * F.linear(u, factors.B[j])).view(N, T, -1).to(y.dtype)
 

@@ -54,16 +54,27 @@ def logit(x: float) -> float:
 
 
 def run(
-    archs: list[Arch], factors: list[Factors], proxy: Arch, sc: Scenario, tasks: dict[str, Task], methods: list[Method], n: int, seed: int,
-    steps: int = 8, batch: int = 8, side: str = "test",
-) -> list[dict[str, object]]:  # fmt: skip
+    archs: list[Arch],
+    factors: list[Factors],
+    proxy: Arch,
+    sc: Scenario,
+    tasks: dict[str, Task],
+    methods: list[Method],
+    n: int,
+    seed: int,
+    steps: int = 8,
+    batch: int = 8,
+    side: str = "test",
+) -> list[dict[str, object]]:
     """All methods side by side on the same batches; the result rows, one per method."""
     M, half = len(methods), CLIENTS // len(archs)
     P, Q = zeros(archs[0], M, CLIENTS)
     gate = torch.stack([torch.full((CLIENTS, P.shape[2]), logit(m.beta)) for m in methods])
     GP, GQ = torch.zeros_like(P), torch.zeros_like(Q)
     lr = torch.tensor([m.lr for m in methods])
-    params = [[x[:, k * half : (k + 1) * half].clone().requires_grad_(True) for x in (P, Q, gate)] for k in range(len(archs))]
+    params = [
+        [x[:, k * half : (k + 1) * half].clone().requires_grad_(True) for x in (P, Q, gate)] for k in range(len(archs))
+    ]
     opts = [(AdamW(p[:2], lr), AdamW(p[2:], torch.tensor([m.lr_gate for m in methods]))) for p in params]
     offset = (seed * 64) % 256
     sketch: Tensor | None = None
@@ -82,7 +93,10 @@ def run(
                 h = torch.stack([arch.states[now[c].name]["train"][order[c][s]] for c in cl]).repeat(M, 1, 1, 1)
                 y = torch.stack([now[c].y["train"][order[c][s]] for c in cl]).repeat(M, 1)
                 p, q, g = params[k]
-                use = Maps(effective(methods, p, GP[:, list(cl)], g).flatten(0, 1), effective(methods, q, GQ[:, list(cl)], g).flatten(0, 1))
+                use = Maps(
+                    effective(methods, p, GP[:, list(cl)], g).flatten(0, 1),
+                    effective(methods, q, GQ[:, list(cl)], g).flatten(0, 1),
+                )
                 z = scores(arch, h, mask, rows, prior, factors[k], use)
                 loss = F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction="none").view(len(y), -1).mean(1).sum()
                 grads = torch.autograd.grad(loss, [p, q, g])
@@ -99,7 +113,13 @@ def run(
             fresh.append(project(parts[t.name][0][used], parts[t.name][1][used]))
         sketch = torch.stack(fresh) if sketch is None else 0.5 * sketch + 0.5 * torch.stack(fresh)
         cos, oracle = cosines(sketch), sc.oracle(r)
-        cos_log.append(float(torch.corrcoef(torch.stack([cos[~torch.eye(8, dtype=torch.bool)], oracle[~torch.eye(8, dtype=torch.bool)]]))[0, 1]))
+        cos_log.append(
+            float(
+                torch.corrcoef(
+                    torch.stack([cos[~torch.eye(8, dtype=torch.bool)], oracle[~torch.eye(8, dtype=torch.bool)]])
+                )[0, 1]
+            )
+        )
         last = r == ROUNDS - 1
         for i, m in enumerate(methods):
             if m.rows and not last:
@@ -117,15 +137,19 @@ def run(
     return report(archs, factors, sc, tasks, methods, params, (GP, GQ), n, seed, cos_log, side)
 
 
-def report(archs, factors, sc, tasks, methods, params, G, n, seed, cos_log, side) -> list[dict[str, object]]:  # noqa: ANN001
+def report(archs, factors, sc, tasks, methods, params, G, n, seed, cos_log, side) -> list[dict[str, object]]:
     """Every client on its own tasks, the others' and the novel ones (``side`` "val" for tuning)."""
     own = OWN if side == "test" else 64
     M, half, table = len(methods), CLIENTS // len(archs), [[{} for _ in range(CLIENTS)] for _ in methods]
-    plans = [[(t, own) for t in sc.tasks[c]] + [(t, OTHERS) for t in [*sc.others(c), *sc.novel]] for c in range(CLIENTS)]
+    plans = [
+        [(t, own) for t in sc.tasks[c]] + [(t, OTHERS) for t in [*sc.others(c), *sc.novel]] for c in range(CLIENTS)
+    ]
     for k, arch in enumerate(archs):
         cl = list(range(k * half, (k + 1) * half))
         p, q, g = (x.detach() for x in params[k])
-        use = Maps(effective(methods, p, G[0][:, cl], g).flatten(0, 1), effective(methods, q, G[1][:, cl], g).flatten(0, 1))
+        use = Maps(
+            effective(methods, p, G[0][:, cl], g).flatten(0, 1), effective(methods, q, G[1][:, cl], g).flatten(0, 1)
+        )
         for slot in range(max(len(plans[c]) for c in cl)):
             item = [plans[c][slot] for c in cl]
             res = evaluate(arch, [tasks[t] for t, _ in item] * M, side, item[0][1], factors[k], use).view(M, half, 2)
@@ -138,9 +162,24 @@ def report(archs, factors, sc, tasks, methods, params, G, n, seed, cos_log, side
         for c in range(CLIENTS):
             fams = {t.partition("/")[0] for t in sc.tasks[c]}
             for t, v in table[i][c].items():
-                kind = "self" if t in sc.tasks[c] else "novel" if t in sc.novel else "seen" if t.partition("/")[0] in fams else "unseen"
+                kind = (
+                    "self"
+                    if t in sc.tasks[c]
+                    else "novel"
+                    if t in sc.novel
+                    else "seen"
+                    if t.partition("/")[0] in fams
+                    else "unseen"
+                )
                 groups[kind].append(v)
-        row: dict[str, object] = {"method": m.name, "scenario": sc.name, "n": n, "seed": seed, "lr": m.lr, "corr": [round(x, 2) for x in cos_log]}
+        row: dict[str, object] = {
+            "method": m.name,
+            "scenario": sc.name,
+            "n": n,
+            "seed": seed,
+            "lr": m.lr,
+            "corr": [round(x, 2) for x in cos_log],
+        }
         for kind, v in groups.items():
             t = torch.tensor(v)
             row[kind], row[f"{kind}_lik"] = round(100 * float(t[:, 0].mean()), 2), round(float(t[:, 1].mean()), 4)

@@ -51,8 +51,9 @@ class Arch:
     def _prior(self, name: str, n: int = 64) -> Tensor:
         """The frozen body's mean score of each answer over unlabelled pictures, taken off everywhere.
 
-        A truncated body prefers one answer to another whatever it sees (loss 2.2 to 2.7 where guessing costs 1.4), each body
-        another one. Left in, that preference is most of what P and Q learn at first, and it means nothing to another body.
+        A truncated body prefers an answer whatever it sees (loss 2.2 to 2.7 where guessing costs 1.4), each body
+        another one. Left in, that preference is most of what P and Q learn at first, and it means nothing to another
+        body.
         """
         h = self.states[name]["train"][:n]
         x = self.body.above(h, self.masks[name][None].expand(len(h), -1, -1), self.body.plain)
@@ -155,7 +156,17 @@ def evaluate(arch: Arch, tasks: list[Task], side: str, n: int, factors: Factors,
     return torch.stack([hit / seen, ll / seen], 1)
 
 
-def fit(arch: Arch, tasks: list[Task], n: int, steps: int, factors: Factors, lr: Tensor, seed: int, offset: int = 0, batch: int = 8) -> Maps:
+def fit(
+    arch: Arch,
+    tasks: list[Task],
+    n: int,
+    steps: int,
+    factors: Factors,
+    lr: Tensor,
+    seed: int,
+    offset: int = 0,
+    batch: int = 8,
+) -> Maps:
     """Independent training of one run per task on samples [offset, offset + n) of its train side; lr [R]."""
     P, Q = zeros(arch, len(tasks))
     P.requires_grad_(True), Q.requires_grad_(True)

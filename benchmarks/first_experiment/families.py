@@ -1,13 +1,11 @@
-"""Task families: one question, one set of answers, several domains (who drew the pictures); a task = family x domain."""
+"""Task families: one question and its answers in several domains (who drew the pictures); a task = family x domain."""
 
 from __future__ import annotations
 
-import json
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image
 
@@ -44,8 +42,14 @@ def _animal(p: Picture) -> str | None:
     if "animal" not in g:
         return None
     for key, word in {
-        "mammal": "mammal", "marsupial": "mammal", "bird": "bird", "marine": "fish", "fish": "fish", "bug": "insect", "insect": "insect",
-    }.items():  # fmt: skip
+        "mammal": "mammal",
+        "marsupial": "mammal",
+        "bird": "bird",
+        "marine": "fish",
+        "fish": "fish",
+        "bug": "insect",
+        "insect": "insect",
+    }.items():
         if key in g:
             return word
     return None
@@ -83,13 +87,7 @@ def _style(p: Picture) -> str | None:
     return {"google": "plain", "twitter": "flat", "fluent": "solid", "openmoji": "outline"}.get(p.domain)
 
 
-def _continents(raw: Path) -> Callable[[Picture], str | None]:
-    countries = json.loads((raw / "npm/world-countries-5.1.0/package/countries.json").read_text(encoding="utf8"))
-    region = {c["name"]["common"].lower(): c["region"] for c in countries}
-    return lambda p: region.get(p.concept.removeprefix("flag: ").lower()) if p.group == "Flags/country-flag" else None
-
-
-def candidates(raw: Path) -> list[Family]:
+def candidates() -> list[Family]:
     """All families tried; the ones with headroom are kept by :func:`chosen`."""
 
     def thing(p: Picture) -> bool:
@@ -99,15 +97,49 @@ def candidates(raw: Path) -> list[Family]:
         return lambda p: p.group.startswith(tops)
 
     return [
-        Family("quality", "What is wrong with this photo? Answer:", ("blurry", "noisy", "dark", "nothing"), SOURCES, pool=thing, op=damage),
-        Family("animal", "What kind of animal is it? Answer:", ("mammal", "bird", "fish", "insect"), (*EMOJI, "clipart", "photo"), label=_animal),
-        Family("category", "What is it used as? Answer:", ("food", "clothing", "vehicle", "tool", "building"), EMOJI, label=_category),
+        Family(
+            "quality",
+            "What is wrong with this photo? Answer:",
+            ("blurry", "noisy", "dark", "nothing"),
+            SOURCES,
+            pool=thing,
+            op=damage,
+        ),
+        Family(
+            "animal",
+            "What kind of animal is it? Answer:",
+            ("mammal", "bird", "fish", "insect"),
+            (*EMOJI, "clipart", "photo"),
+            label=_animal,
+        ),
+        Family(
+            "category",
+            "What is it used as? Answer:",
+            ("food", "clothing", "vehicle", "tool", "building"),
+            EMOJI,
+            label=_category,
+        ),
         Family("feeling", "How does this face feel? Answer:", ("happy", "sad", "sick", "calm"), EMOJI, label=_feeling),
-        Family("turn", "Where does its top point? Answer:", ("up", "left", "down", "right"), SOURCES, pool=thing, op=turn),
-        Family("copies", "How many things are there? Answer:", ("one", "two", "three", "four"), EMOJI, pool=thing, op=copies),
-        Family("tint", "Which colour is the light? Answer:", ("red", "green", "blue", "white"), SOURCES, pool=thing, op=tint),
-        Family("flag", "Which continent is this flag from? Answer:", ("Africa", "Americas", "Asia", "Europe"), ("google", "twitter", "openmoji"), label=_continents(raw)),
-    ]  # fmt: skip
+        Family(
+            "turn", "Where does its top point? Answer:", ("up", "left", "down", "right"), SOURCES, pool=thing, op=turn
+        ),
+        Family(
+            "copies",
+            "How many things are there? Answer:",
+            ("one", "two", "three", "four"),
+            EMOJI,
+            pool=thing,
+            op=copies,
+        ),
+        Family(
+            "tint",
+            "Which colour is the light? Answer:",
+            ("red", "green", "blue", "white"),
+            SOURCES,
+            pool=thing,
+            op=tint,
+        ),
+    ]
 
 
 def draw(family: Family, domain: str, side: str, n: int, pictures: Sequence[Picture], seed: int = 0) -> list[Sample]:

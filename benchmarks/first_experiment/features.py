@@ -15,7 +15,11 @@ _MEAN, _STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0
 
 def encoder(weights: str) -> torch.nn.Module:
     """The frozen vision encoder."""
-    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval().to(memory_format=torch.channels_last)
+    return (
+        EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
+        .eval()
+        .to(memory_format=torch.channels_last)
+    )
 
 
 @torch.no_grad()

@@ -107,11 +107,26 @@ def correlations(u: list[Tensor], v: list[Tensor], n: Moments) -> list[Tensor]:
     return out
 
 
-def shrunk(fa: Factors, fb: Factors, m: Moments, o: Moments, power: float = 1.0, cut: float = 0.0) -> tuple[Factors, Factors]:
-    """Rows of A and columns of B times the correlation they keep on held-out public data (to a power; zero below a cut)."""
+def shrunk(
+    fa: Factors, fb: Factors, m: Moments, o: Moments, power: float = 1.0, cut: float = 0.0
+) -> tuple[Factors, Factors]:
+    """Rows of A and columns of B times the correlation they keep on held-out public data (to a power; zero below a
+    cut).
+    """
     ra = [r.clamp_min(0).pow(power).masked_fill(r < cut, 0).float() for r in correlations(fa.A, fb.A, m)]
-    rb = [r.clamp_min(0).pow(power).masked_fill(r < cut, 0).float() for r in correlations([b.T for b in fa.B], [b.T for b in fb.B], o)]
-    new = [Factors([a * r[:, None] for a, r in zip(f.A, ra, strict=True)], [b * r for b, r in zip(f.B, rb, strict=True)], [c * r for c, r in zip(f.c, ra, strict=True)], f.scale) for f in (fa, fb)]
+    rb = [
+        r.clamp_min(0).pow(power).masked_fill(r < cut, 0).float()
+        for r in correlations([b.T for b in fa.B], [b.T for b in fb.B], o)
+    ]
+    new = [
+        Factors(
+            [a * r[:, None] for a, r in zip(f.A, ra, strict=True)],
+            [b * r for b, r in zip(f.B, rb, strict=True)],
+            [c * r for c, r in zip(f.c, ra, strict=True)],
+            f.scale,
+        )
+        for f in (fa, fb)
+    ]
     return new[0], new[1]
 
 

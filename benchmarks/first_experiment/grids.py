@@ -15,15 +15,23 @@ def _m(name: str, use: str, rows: str = "", warm: str = "", **kw: object) -> Met
 
 def coarse(n: int) -> list[Method]:
     """Everything, once."""
-    out = [_m("local", "plain"), _m("fedavg", "plain", warm="uniform"), _m("mix own", "mix", own=True), _m("mix zero", "mix")]
-    for rows in ("uniform", "t0.5", "t0.05", "z0.5", "oracle"):
-        out.append(_m(f"mix {rows}", "mix", rows))
+    out = [
+        _m("local", "plain"),
+        _m("fedavg", "plain", warm="uniform"),
+        _m("mix own", "mix", own=True),
+        _m("mix zero", "mix"),
+    ]
+    out += [_m(f"mix {rows}", "mix", rows) for rows in ("uniform", "t0.5", "t0.05", "z0.5", "oracle")]
     out += [_m("add own", "add", own=True)]
-    for rows in ("uniform", "t0.05", "oracle"):
-        out.append(_m(f"add {rows}", "add", rows))
-    for warm in ("t0.05", "z0.5", "oracle"):
-        out.append(_m(f"warm {warm}", "plain", warm=warm))
-    for rows, warm in (("t0.05", "uniform"), ("oracle", "uniform"), ("uniform", "uniform"), ("t0.05", "t0.05"), ("oracle", "oracle")):
+    out += [_m(f"add {rows}", "add", rows) for rows in ("uniform", "t0.05", "oracle")]
+    out += [_m(f"warm {warm}", "plain", warm=warm) for warm in ("t0.05", "z0.5", "oracle")]
+    for rows, warm in (
+        ("t0.05", "uniform"),
+        ("oracle", "uniform"),
+        ("uniform", "uniform"),
+        ("t0.05", "t0.05"),
+        ("oracle", "oracle"),
+    ):
         out.append(_m(f"mix {rows} warm {warm}", "mix", rows, warm))
     for rows, warm in (("t0.05", "uniform"), ("oracle", "oracle"), ("oracle", "uniform")):
         out.append(_m(f"add {rows} warm {warm}", "add", rows, warm))
@@ -79,4 +87,68 @@ def final(n: int) -> list[Method]:
     ]
 
 
-GRIDS = {"coarse": coarse, "tune": tune, "final": final}
+def short(n: int) -> list[Method]:
+    """What the seeds are spent on after a first pass of ``final``."""
+    named = {m.name: m for m in final(n)}
+    more = [
+        _m("warm z0.5", "plain", warm="z0.5"),
+        _m("warm z1", "plain", warm="z1"),
+        _m("half z1", "plain", warm="z1", pull=0.5),
+    ]
+    first = (
+        "local",
+        "mix own",
+        "fedavg",
+        "mix uniform",
+        "warm oracle",
+        "early uniform",
+        "mix oracle",
+        "mix t0.05",
+        "half uniform",
+    )
+    return (
+        [named[k] for k in first[:4]]
+        + [named["warm oracle"], *more[:2], named["early uniform"]]
+        + [named[k] for k in first[6:]]
+        + more[2:]
+    )
+
+
+def few(n: int) -> list[Method]:
+    """Controls and one of each kind: for comparing alignments."""
+    named = {m.name: m for m in final(n)}
+    return [named[k] for k in ("local", "fedavg", "mix uniform", "warm oracle")]
+
+
+def rates(n: int) -> list[Method]:
+    """Learning rates of the control alone."""
+    return [replace(Method("local"), name=f"local lr {lr:g}", lr=lr) for lr in (1e-2, 2e-2, 4e-2, 8e-2)]
+
+
+def higher(n: int) -> list[Method]:
+    """Higher learning rates, on the validation side: at 64 samples the first two left every method under-trained."""
+    named = {m.name: m for m in short(n)}
+    return [
+        replace(named[k], name=f"{k} lr {lr:g}", lr=lr)
+        for lr in (1e-1, 2.5e-1)
+        for k in ("local", "fedavg", "mix uniform", "warm oracle")
+    ]
+
+
+def tuned(n: int) -> list[Method]:
+    """``short`` at the learning rates that the validation split preferred: averaging needs higher ones."""
+    if n < 64:
+        return short(n)
+    return [replace(m, lr=0.25 if m.name in ("fedavg", "half uniform") else 0.1) for m in short(n)]
+
+
+GRIDS = {
+    "coarse": coarse,
+    "tune": tune,
+    "final": final,
+    "short": short,
+    "few": few,
+    "rates": rates,
+    "higher": higher,
+    "tuned": tuned,
+}

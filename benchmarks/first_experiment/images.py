@@ -65,7 +65,10 @@ def bank(raw: Path) -> list[Picture]:
     stamps = raw / "deb/tuxpaint-stamps-default/usr/share/tuxpaint/stamps"
     for p in sorted(stamps.rglob("*.png")):
         rel = p.relative_to(stamps)
-        if any(w in str(rel) for w in ("cartoon", "symbols", "house", "clothes", "_mirror", "_flip", "seasonal", "roadsigns")):
+        if any(
+            w in str(rel)
+            for w in ("cartoon", "symbols", "house", "clothes", "_mirror", "_flip", "seasonal", "roadsigns")
+        ):
             continue
         caption = p.with_suffix(".txt")
         text = caption.read_text(encoding="utf8", errors="ignore").splitlines()[0] if caption.exists() else p.stem

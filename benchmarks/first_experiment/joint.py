@@ -21,6 +21,7 @@ from .moments import QUESTIONS, shared_words
 from .suite import Public
 from .vlm import LENGTH, sequence
 
+
 @dataclass
 class Pseudo:
     """One pseudo-task: question, answer words, the public pictures in use and their answers."""
@@ -31,7 +32,7 @@ class Pseudo:
     answer: Tensor
 
 
-def sampler(public: Public, words: list[str], rng: random.Random):  # noqa: ANN201
+def sampler(public: Public, words: list[str], rng: random.Random):
     """A function that draws pseudo-tasks answered by ``words``."""
     flat = public.x.float().flatten(1)
     flat = (flat - flat.mean(0)) / flat.std(0).clamp_min(1e-6)
@@ -68,7 +69,9 @@ def sampler(public: Public, words: list[str], rng: random.Random):  # noqa: ANN2
 
 
 def _cached(arch: Arch, public: Public, t: Pseudo) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """States [n, L, d], mask [L, L], candidate rows and the body's prior over them, of a pseudo-task for one architecture."""
+    """States [n, L, d], mask [L, L], candidate rows and the body's prior over them, of a pseudo-task for one
+    architecture.
+    """
     ids = arch.body.ids(t.question)
     with torch.no_grad():
         e, valid = sequence(arch.body, arch.projector, public.x[t.index], [ids] * len(t.index), LENGTH)
@@ -82,10 +85,24 @@ def _cached(arch: Arch, public: Public, t: Pseudo) -> tuple[Tensor, Tensor, Tens
 
 
 def joint(
-    a: Arch, b: Arch, fa: Factors, fb: Factors, public: Public, banned: set[str], *, steps: int = 300, tasks: int = 8, life: int = 60,
-    batch: int = 8, lr_ab: float = 2e-3, lr_pq: float = 1e-2, train_anchor: bool = True, both: bool = False, seed: int = 0,
-) -> tuple[Factors, Factors]:  # fmt: skip
-    """Learn A, B of both models (``train_anchor=False``: of the student only); ``both``: P, Q trained by both models."""
+    a: Arch,
+    b: Arch,
+    fa: Factors,
+    fb: Factors,
+    public: Public,
+    banned: set[str],
+    *,
+    steps: int = 300,
+    tasks: int = 8,
+    life: int = 60,
+    batch: int = 8,
+    lr_ab: float = 2e-3,
+    lr_pq: float = 1e-2,
+    train_anchor: bool = True,
+    both: bool = False,
+    seed: int = 0,
+) -> tuple[Factors, Factors]:
+    """Learn A, B of both models (``train_anchor=False``: the student only); ``both``: P, Q trained by both models."""
     rng = random.Random(f"joint/{seed}")
     draw = sampler(public, [w for w, _, _ in shared_words(a.body, b.body, banned)], rng)
     ok = lambda t: all(len({m.body.ids(" " + w)[0] for w in t.words}) == len(t.words) for m in (a, b))  # noqa: E731
@@ -96,7 +113,15 @@ def joint(
             if ok(t) and len(t.index) >= 2 * batch:
                 return t
 
-    fs = [Factors([x.clone().requires_grad_(m or train_anchor) for x in f.A], [x.clone().requires_grad_(m or train_anchor) for x in f.B], f.c, f.scale) for m, f in ((False, fa), (True, fb))]
+    fs = [
+        Factors(
+            [x.clone().requires_grad_(m or train_anchor) for x in f.A],
+            [x.clone().requires_grad_(m or train_anchor) for x in f.B],
+            f.c,
+            f.scale,
+        )
+        for m, f in ((False, fa), (True, fb))
+    ]
     ab = [x for f in fs for x in (*f.A, *f.B) if x.requires_grad]
     rel = [float(x.detach().pow(2).mean().sqrt()) for x in ab]  # a step is relative to the tensor's own size
     opts = [AdamW([x], torch.tensor(lr_ab * r)) for x, r in zip(ab, rel, strict=True)]
@@ -143,7 +168,9 @@ def joint(
         opt.step(pq, 1.0)
         if step % 25 == 24:
             w = 1 - 0.95 ** (step + 1)
-            print(f"joint {step + 1}: own/other loss a {show[0, 0] / w:.3f}/{show[0, 1] / w:.3f} b {show[1, 0] / w:.3f}/{show[1, 1] / w:.3f}", flush=True)
+            print(
+                f"joint {step + 1}: own and other loss of a, of b", [round(float(x), 3) for x in (show / w).flatten()]
+            )
     # the offsets stay those of the start: A moves little, and what is left of the mean is the same in every task
     done = [Factors([x.detach() for x in f.A], [x.detach() for x in f.B], f.c, f.scale) for f in fs]
     return done[0], done[1]

@@ -1,4 +1,5 @@
-"""Paired second moments of two bodies over public data: inputs of the adapted linears and loss gradients at their outputs.
+"""Paired second moments of two bodies over public data: inputs of the adapted linears and loss gradients at their
+outputs.
 
 Positions are paired: the five visual tokens one to one, text tokens where both tokenizers end a token at the same
 character of the same text. The gradient is that of a random contrast of two words at the last position, score(u) -
@@ -19,15 +20,26 @@ from .suite import Public
 from .vlm import LENGTH, VISUAL, Projector, sequence
 
 QUESTIONS = (
-    "What do you see here? Answer:", "Describe it in one word. Answer:", "Which group does it belong to? Answer:", "Name this. Answer:",
-    "What comes to mind? Answer:", "Which word fits best? Answer:", "How would you label it? Answer:", "Sort this picture. Answer:",
-    "What sort of picture is this? Answer:", "Pick a word. Answer:", "Which label is right? Answer:", "Say what this shows. Answer:",
-)  # fmt: skip
+    "What do you see here? Answer:",
+    "Describe it in one word. Answer:",
+    "Which group does it belong to? Answer:",
+    "Name this. Answer:",
+    "What comes to mind? Answer:",
+    "Which word fits best? Answer:",
+    "How would you label it? Answer:",
+    "Sort this picture. Answer:",
+    "What sort of picture is this? Answer:",
+    "Pick a word. Answer:",
+    "Which label is right? Answer:",
+    "Say what this shows. Answer:",
+)
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Per adapted linear: ``aa`` [d_a, d_a], ``bb`` [d_b, d_b], ``ab`` [d_a, d_b] and the means ``ma``, ``mb``; float64."""
+    """Per adapted linear: ``aa`` [d_a, d_a], ``bb`` [d_b, d_b], ``ab`` [d_a, d_b] and the means ``ma``, ``mb``;
+    float64.
+    """
 
     aa: list[Tensor]
     bb: list[Tensor]
@@ -42,7 +54,15 @@ def shared_words(a: Body, b: Body, banned: set[str]) -> list[tuple[str, int, int
     out = []
     for t, i in va.items():
         w = t[1:]
-        if t[0] == "\u0120" and len(w) > 2 and w.isascii() and w.isalpha() and w.islower() and w not in banned and "\u2581" + w in vb:
+        if (
+            t[0] == "\u0120"
+            and len(w) > 2
+            and w.isascii()
+            and w.isalpha()
+            and w.islower()
+            and w not in banned
+            and "\u2581" + w in vb
+        ):
             out.append((w, i, vb["\u2581" + w]))
     return sorted(out)
 
@@ -52,8 +72,12 @@ def ends(body: Body, text: str) -> list[int]:
     return [e for _, e in body.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]]
 
 
-def observe(body: Body, proj: Projector, x: Tensor, question: str, contrasts: list[Tensor]) -> tuple[list[Tensor], list[list[Tensor]], list[int]]:
-    """Inputs [n, L, d_in] per adapted linear; per contrast ([n, 2] word ids) its gradients [n, L, d_out]; marks of positions."""
+def observe(
+    body: Body, proj: Projector, x: Tensor, question: str, contrasts: list[Tensor]
+) -> tuple[list[Tensor], list[list[Tensor]], list[int]]:
+    """Inputs [n, L, d_in] per adapted linear; per contrast ([n, 2] word ids) its gradients [n, L, d_out]; marks of
+    positions.
+    """
     ids = body.ids(question)
     with torch.no_grad():
         e, valid = sequence(body, proj, x, [ids] * len(x), LENGTH)
@@ -82,14 +106,27 @@ def observe(body: Body, proj: Projector, x: Tensor, question: str, contrasts: li
 
 
 def collect(
-    a: Body, pa: Projector, b: Body, pb: Projector, public: Public, banned: set[str], pictures: range, repeats: int = 3, batch: int = 32, seed: int = 0
+    a: Body,
+    pa: Projector,
+    b: Body,
+    pb: Projector,
+    public: Public,
+    banned: set[str],
+    pictures: range,
+    repeats: int = 3,
+    batch: int = 32,
+    seed: int = 0,
 ) -> tuple[Moments, Moments]:
-    """Moments of inputs (centred within question and position) and of output gradients (not centred) over public pictures."""
+    """Moments of inputs (centred within question and position) and of output gradients (not centred) over public
+    pictures.
+    """
 
     def zeros(k: int) -> Moments:
         sa, sb = [s[k] for s in a.shapes()], [s[k] for s in b.shapes()]
         make = lambda p, q: [torch.zeros(u, v) for u, v in zip(p, q, strict=True)]  # noqa: E731
-        return Moments(make(sa, sa), make(sb, sb), make(sa, sb), [torch.zeros(u) for u in sa], [torch.zeros(v) for v in sb])
+        return Moments(
+            make(sa, sa), make(sb, sb), make(sa, sb), [torch.zeros(u) for u in sa], [torch.zeros(v) for v in sb]
+        )
 
     inputs, outputs, words = zeros(0), zeros(1), shared_words(a, b, banned)
     g, seen = torch.Generator().manual_seed(seed), 0
@@ -118,7 +155,9 @@ def collect(
             inputs.ma[j] += u.mean((0, 1)) * len(pick)
             inputs.mb[j] += v.mean((0, 1)) * len(pick)
             # within one question and position: what the picture changes, not which question was asked or where we are
-            u, v = ((t - t.mean(0)).flatten(0, 1) * (len(pick) / (len(pick) - 1)) ** 0.5 / len(pa_) ** 0.5 for t in (u, v))
+            u, v = (
+                (t - t.mean(0)).flatten(0, 1) * (len(pick) / (len(pick) - 1)) ** 0.5 / len(pa_) ** 0.5 for t in (u, v)
+            )
             add(inputs, j, u, v)
             add(outputs, j, *((t[0][j][:, q].flatten(0, 1)) for t, q in ((ga, pa_), (gb, pb_))))
     out = []

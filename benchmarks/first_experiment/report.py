@@ -22,17 +22,30 @@ def load(paths: list[Path]) -> dict[tuple[str, int, int, str], dict[str, dict[st
     return cells
 
 
-def paired(cells, method: str, control: str, measure: str) -> tuple[float, float, int]:  # noqa: ANN001
-    """Mean difference to the control, its standard error over cells, number of cells (likelihood in hundredths of a nat)."""
+def paired(cells, method: str, control: str, measure: str) -> tuple[float, float, int]:
+    """Mean difference to the control, its standard error over cells, number of cells (likelihood in hundredths of a
+    nat).
+    """
     k = 100.0 if measure.endswith("lik") else 1.0
     d = [k * (c[method][measure] - c[control][measure]) for c in cells.values() if method in c and control in c]
-    return (float(np.mean(d)), float(np.std(d, ddof=1) / len(d) ** 0.5) if len(d) > 1 else float("nan"), len(d)) if d else (float("nan"),) * 3
+    return (
+        (float(np.mean(d)), float(np.std(d, ddof=1) / len(d) ** 0.5) if len(d) > 1 else float("nan"), len(d))
+        if d
+        else (float("nan"),) * 3
+    )
 
 
-def table(cells, control: str, methods: list[str] | None = None) -> str:  # noqa: ANN001
+def table(cells, control: str, methods: list[str] | None = None) -> str:
     """Markdown: one row per method."""
-    names = methods or sorted({m for c in cells.values() for m in c}, key=lambda m: -np.nan_to_num(paired(cells, m, control, "self_lik")[0], nan=-99))
-    out = [f"| method, minus {control} | cells | Self | Others | seen family | unseen family | novel | Self lik. (0.01 nat) | Others lik. |", "|---|---|---|---|---|---|---|---|---|"]
+    names = methods or sorted(
+        {m for c in cells.values() for m in c},
+        key=lambda m: -np.nan_to_num(paired(cells, m, control, "self_lik")[0], nan=-99),
+    )
+    out = [
+        f"| method, minus {control} | cells | Self | Others | seen family | unseen family | novel | "
+        "Self lik. (0.01 nat) | Others lik. |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for m in names:
         cols = []
         for k in MEASURES:
@@ -54,7 +67,11 @@ def main() -> None:
     p.add_argument("--align")
     p.add_argument("--methods", nargs="*")
     v = p.parse_args()
-    cells = {k: c for k, c in load(v.files).items() if (not v.scenario or k[0] == v.scenario) and (not v.n or k[1] == v.n) and (not v.align or k[3] == v.align)}
+    cells = {
+        k: c
+        for k, c in load(v.files).items()
+        if (not v.scenario or k[0] == v.scenario) and (not v.n or k[1] == v.n) and (not v.align or k[3] == v.align)
+    }
     print(table(cells, v.control, v.methods))
 
 

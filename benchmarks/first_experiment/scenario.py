@@ -1,4 +1,6 @@
-"""Who owns which task when: eight clients (four per architecture), a family each (static) or two tasks in time (dynamic)."""
+"""Who owns which task when: eight clients (four per architecture), a family each (static) or two tasks in time
+(dynamic).
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ class Scenario:
 
 
 def scenario(name: str, seed: int) -> Scenario:
-    """Families and domains are dealt anew by seed; relatives sit on different architectures and see different domains."""
+    """Families and domains are dealt anew by seed; relatives sit on different architectures and see different
+    domains.
+    """
     rng = random.Random(f"scenario/{seed}")
     fams = list(CHOSEN)
     rng.shuffle(fams)

@@ -13,7 +13,9 @@ WIDTH = 16_384
 
 
 def per_example(arch: Arch, task: Task, n: int) -> tuple[Tensor, Tensor]:
-    """Two factors per train sample whose outer product is its gradient: delta [n, d], u [n, ffn]; autograd through the tail."""
+    """Two factors per train sample whose outer product is its gradient: delta [n, d], u [n, ffn]; autograd through
+    the tail.
+    """
     body, h = arch.body, arch.states[task.name]["train"][:n]
     mask = arch.masks[task.name][None].expand(len(h), -1, -1)
     kept: dict[str, Tensor] = {}

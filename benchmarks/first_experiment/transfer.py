@@ -1,4 +1,6 @@
-"""(i) Transfer: train P, Q on one model for a task, load them into the other; every form of alignment, both directions."""
+"""(i) Transfer: train P, Q on one model for a task, load them into the other; every form of alignment, both
+directions.
+"""
 
 from __future__ import annotations
 
@@ -24,31 +26,44 @@ HELD = 160  # public pictures kept for measuring an alignment
 
 def banned_words(cache: Path) -> set[str]:
     """Answers of the real tasks: never used on public data."""
-    return {w for t in load_tasks(Path(torch.load(cache / "raw.pt")), cache).values() for w in t.answers}
+    return {w for t in load_tasks(cache).values() for w in t.answers}
 
 
 def moments_of(a: Arch, b: Arch, cache: Path, held: bool = False) -> tuple[Moments, Moments]:
     """Paired moments, cached; ``held``: over the held-out public pictures (and other word pairs)."""
-    f = cache / f"moments_{a.name}{a.body.depth}_{b.name}{b.body.depth}_{len(a.body.targets)}{'_held' if held else ''}.pt"
+    f = (
+        cache
+        / f"moments_{a.name}{a.body.depth}_{b.name}{b.body.depth}_{len(a.body.targets)}{'_held' if held else ''}.pt"
+    )
     if not f.exists():
         pictures = range(HELD) if held else range(HELD, HELD + 1280)
-        m, o = collect(a.body, a.projector, b.body, b.projector, load_public(cache), banned_words(cache), pictures, seed=int(held))
+        m, o = collect(
+            a.body, a.projector, b.body, b.projector, load_public(cache), banned_words(cache), pictures, seed=int(held)
+        )
         torch.save([(x.aa, x.bb, x.ab, x.ma, x.mb) for x in (m, o)], f)
     return tuple(Moments(*x) for x in torch.load(f))  # type: ignore[return-value]
 
 
 def factors_of(form: str, a: Arch, b: Arch, cache: Path, seed: int = 0) -> tuple[Factors, Factors]:
     """The frozen factors of a form, cached; ``joint:BASE:options`` starts from a closed form."""
-    f = cache / f"factors_{form.replace(':', '_').replace('/', '_')}_{a.body.depth}_{b.body.depth}_{len(a.body.targets)}_{seed}.pt"
+    name = form.replace(":", "_").replace("/", "_")
+    f = cache / f"factors_{name}_{a.body.depth}_{b.body.depth}_{len(a.body.targets)}_{seed}.pt"
     if not f.exists():
         m, o = moments_of(a, b, cache)
         if form.startswith("joint"):
             _, base, *opts = form.split(":")
-            kw = {k: (v == "True" if v in ("True", "False") else float(v) if "." in v or "e" in v else int(v)) for k, v in (x.split("=") for x in opts)}
-            fa, fb = joint(a, b, *factors_of(base, a, b, cache, seed), load_public(cache), banned_words(cache), seed=seed, **kw)
+            kw = {
+                k: (v == "True" if v in ("True", "False") else float(v) if "." in v or "e" in v else int(v))
+                for k, v in (x.split("=") for x in opts)
+            }
+            fa, fb = joint(
+                a, b, *factors_of(base, a, b, cache, seed), load_public(cache), banned_words(cache), seed=seed, **kw
+            )
         elif "~" in form:  # "FORM~POWER": shrunk by held-out correlations
             base, power = form.split("~")
-            fa, fb = shrunk(*factors_of(base, a, b, cache, seed), *moments_of(a, b, cache, held=True), power=float(power))
+            fa, fb = shrunk(
+                *factors_of(base, a, b, cache, seed), *moments_of(a, b, cache, held=True), power=float(power)
+            )
         else:
             fa, fb = make(form, m, o, seed)
         torch.save([(x.A, x.B, x.c, x.scale) for x in (fa, fb)], f)
@@ -70,9 +85,10 @@ def main() -> None:
     p.add_argument("--compile", action="store_true")
     v = p.parse_args()
     torch.set_num_threads(1)
-    torch.save(str(v.raw), v.cache / "raw.pt")
-    tasks = load_tasks(v.raw, v.cache)
-    archs = [load_arch(v.raw, v.cache, n, d, tasks, v.blocks) for n, d in zip(("smollm2", "gemma3"), v.depths, strict=True)]
+    tasks = load_tasks(v.cache)
+    archs = [
+        load_arch(v.raw, v.cache, n, d, tasks, v.blocks) for n, d in zip(("smollm2", "gemma3"), v.depths, strict=True)
+    ]
     if v.compile:
         for x in archs:
             x.score = torch.compile(x.body.logits, dynamic=False)
@@ -86,7 +102,16 @@ def main() -> None:
             continue
         fs = factors_of(form, archs[0], archs[1], v.cache, v.seed)
         m, o = moments_of(archs[0], archs[1], v.cache, held=True)
-        row = {"key": key, "form": form, "n": v.n, "steps": v.steps, "seed": v.seed, "blocks": v.blocks, "corr": quality(*fs, m, o), "tasks": [t.name for t in pick]}
+        row = {
+            "key": key,
+            "form": form,
+            "n": v.n,
+            "steps": v.steps,
+            "seed": v.seed,
+            "blocks": v.blocks,
+            "corr": quality(*fs, m, o),
+            "tasks": [t.name for t in pick],
+        }
         best = []
         for arch, f in zip(archs, fs, strict=True):
             maps = fit(arch, many, v.n, v.steps, f, lr, 1000 + v.seed)
@@ -104,8 +129,8 @@ def main() -> None:
                 row[f"{arch.name}_{name}"] = [[round(float(q), 4) for q in r] for r in x]
             z, w, g = zero.mean(0), own.mean(0), got.mean(0)
             row[f"{arch.name}_recovered"] = [round(float(q), 3) for q in (g - z) / (w - z)]
-            print(f"{form:24s} into {arch.name}: acc zero {z[0]:.3f} own {w[0]:.3f} got {g[0]:.3f} | loss {-z[1]:.3f} {-w[1]:.3f} {-g[1]:.3f}"
-                  f" | recovered acc, lik {row[f'{arch.name}_recovered']}", flush=True)  # fmt: skip
+            print(f"{form:24s} into {arch.name}: acc zero {z[0]:.3f} own {w[0]:.3f} got {g[0]:.3f}", flush=True)
+            print(f"  loss {-z[1]:.3f} {-w[1]:.3f} {-g[1]:.3f}, recovered {row[f'{arch.name}_recovered']}", flush=True)
         print("  corr z, grad", row["corr"], flush=True)
         with v.out.open("a") as h:
             h.write(json.dumps(row) + "\n")

@@ -39,7 +39,10 @@ def prefix(body: Body) -> list[int]:
 def sequence(body: Body, projector: Projector, x: Tensor, text: list[list[int]], length: int) -> tuple[Tensor, Tensor]:
     """Left-padded embeddings [n, length, width] bf16 and validity [n, length] of picture + text."""
     vis, pre = projector(x).to(torch.bfloat16), prefix(body)
-    out, valid = torch.zeros(len(text), length, body.width, dtype=torch.bfloat16), torch.zeros(len(text), length, dtype=torch.bool)
+    out, valid = (
+        torch.zeros(len(text), length, body.width, dtype=torch.bfloat16),
+        torch.zeros(len(text), length, dtype=torch.bool),
+    )
     rows = []
     for v, t in zip(vis, text, strict=True):
         e = torch.cat([body.embed(torch.tensor(pre, dtype=torch.long)), v, body.embed(torch.tensor(t))])
@@ -66,7 +69,14 @@ def whitened(x: Tensor, k: int = 64) -> Tensor:
 
 
 def pretrain(
-    body: Body, public: Public, steps: int, batch: int = 16, lr: float = 1e-3, seed: int = 0, keep: float = 1.0, start: Path | None = None
+    body: Body,
+    public: Public,
+    steps: int,
+    batch: int = 16,
+    lr: float = 1e-3,
+    seed: int = 0,
+    keep: float = 1.0,
+    start: Path | None = None,
 ) -> Projector:
     """Projector-only captioning; the loss looks at the rows of tokens that occur in public captions.
 
@@ -115,12 +125,16 @@ def pretrain(
         sched.step()
         mean = 0.95 * mean + 0.05 * loss.item() if step else loss.item()
         if step % 50 == 0:
-            print(f"step {step} loss {mean:.3f} of {len(vocab)} rows, unexplained variance {mse.item():.3f}", flush=True)
+            print(
+                f"step {step} loss {mean:.3f} of {len(vocab)} rows, unexplained variance {mse.item():.3f}", flush=True
+            )
     return proj.eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def hidden(body: Body, proj: Projector, x: Tensor, prompt: str, length: int = LENGTH, batch: int = 64) -> tuple[Tensor, Tensor]:
+def hidden(
+    body: Body, proj: Projector, x: Tensor, prompt: str, length: int = LENGTH, batch: int = 64
+) -> tuple[Tensor, Tensor]:
     """Cached states entering the first adapted layer [n, length, width] bf16, and the validity row [length]."""
     text, out = body.ids(prompt), []
     for i in range(0, len(x), batch):
@@ -139,7 +153,13 @@ def task_hidden(body: Body, proj: Projector, task: Task) -> dict[str, Tensor]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    raw, cache, name, depth, steps = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
+    raw, cache, name, depth, steps = (
+        Path(sys.argv[1]),
+        Path(sys.argv[2]),
+        sys.argv[3],
+        int(sys.argv[4]),
+        int(sys.argv[5]),
+    )
     first = cache / f"projector_{name}_{depth}.pt"
     more = {"start": first, "lr": 7e-4, "seed": 1} if first.exists() else {}
     torch.save(pretrain(Body(raw / name, depth), load_public(cache), steps, **more).state_dict(), first)
