@@ -37,6 +37,7 @@ def fit_cost(repeats: int = 20) -> tuple[float, float]:
     """Milliseconds of one Trainer.fit of one step, and of the same step in a bare loop (medians)."""
     data = DataLoader(TensorDataset(torch.randn(8, 32), torch.randint(4, (8,))), batch_size=8)
     module, fit, bare = Small(), [], []
+    torch.set_num_threads(1)
     for _ in range(repeats):
         t = time.perf_counter()
         L.Trainer(

@@ -43,7 +43,7 @@ def main(raw: Path, cache: Path) -> None:
             ]
             own, pair, whole, other = np.mean(rows, 0)
             print(
-                f"{fam.name} n={n}: own {own:.3f}, and a relative's {pair:.3f}, all {whole:.3f}, relative alone {other:.3f}",
+                f"{fam.name} n={n}: own {own:.3f}, and relative {pair:.3f}, all {whole:.3f}, other {other:.3f}",
                 flush=True,
             )
 
