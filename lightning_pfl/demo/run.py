@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import final
 
 import lightning as L
 from lightning.pytorch.loggers import CSVLogger
+from transformers.utils import logging as transformers_logging
 
 from lightning_pfl.adapters import CoLoraConfig
 from lightning_pfl.adapters.alignment import Alignment
@@ -96,6 +98,11 @@ def run_demo(
     Returns:
         The scores and the strategy that exchanged.
     """
+    with _quiet():
+        return _run(plan, materials, output, pool, step)
+
+
+def _run(plan: Plan, materials: Materials, output: Path, pool: Callable[[], ClientPool], step: Step) -> DemoResult:
     step("pictures and their features")
     tasks = {name: _cut(task, plan) for name, task in materials.tasks([client.task for client in plan.clients]).items()}
     step("language models and projectors")
@@ -174,9 +181,8 @@ def _train(
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    with _quiet():
-        trainer.fit(modules[plan.anchor], data[plan.clients[0].id])
-        trainer.test(modules[plan.anchor], data[plan.clients[0].id], verbose=False)
+    trainer.fit(modules[plan.anchor], data[plan.clients[0].id])
+    trainer.test(modules[plan.anchor], data[plan.clients[0].id], verbose=False)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return strategy, _scores(plan, method, metrics, data, task_names)
 
@@ -236,13 +242,21 @@ def _copy(module: VisionLanguageModule) -> VisionLanguageModule:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Lightning's remarks on hardware; its progress bar stays."""
+    """Without remarks on hardware and on loading; Lightning's progress bar stays."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)
+    with_bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r".*(LeafSpec|in eval mode|many workers|logging interval).*")
+            yield
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
+        transformers_logging.set_verbosity(verbosity)
+        if with_bars:
+            transformers_logging.enable_progress_bar()
