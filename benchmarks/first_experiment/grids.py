@@ -142,6 +142,17 @@ def tuned(n: int) -> list[Method]:
     return [replace(m, lr=0.25 if m.name in ("fedavg", "half uniform") else 0.1) for m in short(n)]
 
 
+def strangers(n: int) -> list[Method]:
+    """Controls of the warm start: a stranger in the relative's place, and nobody."""
+    lr = {"lr": 0.1} if n >= 64 else {}
+    return [
+        _m("warm wrong", "plain", warm="wrong", **lr),
+        _m("warm shrink", "plain", warm="shrink", **lr),
+        _m("mix wrong", "mix", "wrong", **lr),
+        _m("mix zero", "mix", **lr),
+    ]
+
+
 GRIDS = {
     "coarse": coarse,
     "tune": tune,
@@ -151,4 +162,5 @@ GRIDS = {
     "rates": rates,
     "higher": higher,
     "tuned": tuned,
+    "strangers": strangers,
 }

@@ -59,6 +59,12 @@ def weights(cos: Tensor, policy: str, oracle: Tensor, include_self: bool) -> Ten
     """Rows that sum to one. Policies: uniform, oracle, t<temperature>, z<temperature> (row-standardised cosines)."""
     N = len(cos)
     eye = torch.eye(N, dtype=torch.bool)
+    if policy == "shrink":  # half of oneself and nothing else: what averaging does without anybody's information
+        return 0.5 * torch.eye(N)
+    if policy == "wrong":  # the oracle's row of a neighbour: as many strangers as there were relatives
+        half = N // 2
+        oracle = oracle[[half * (i // half) + (i + 1) % half for i in range(N)]]
+        policy = "oracle"
     if policy == "uniform":
         w = torch.ones(N, N)
     elif policy == "oracle":
