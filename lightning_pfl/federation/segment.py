@@ -129,10 +129,8 @@ class SegmentLoop(FitLoop):
             self._resuming_from_checkpoint = False  # so that the epoch makes its own iterator, as a later epoch does
             self._carried = None
         super().on_advance_start()
-        if (
-            self._steps is not None and self.trainer.current_epoch > 0
-        ):  # every later epoch makes its own, right after this
-            self._at_iterator = self._capture()
+        if self._steps is not None and self.trainer.current_epoch > 0:
+            self._at_iterator = self._capture()  # every later epoch makes its own iterator, right after this
 
     @override
     def on_advance_end(self) -> None:
