@@ -18,7 +18,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_pfl.callbacks.federated import SketchSource
-from lightning_pfl.federation._compat import callbacks_of, loaders, not_restarting, quiet, skip_prepare_data
+from lightning_pfl.federation._compat import callbacks_of, loaders, quiet, skip_prepare_data
 from lightning_pfl.federation.client_strategy import IN, ClientInterrupted, ClientStrategy
 from lightning_pfl.federation.forwarding import ForwardingLogger
 from lightning_pfl.federation.frozen import checksums
@@ -153,7 +153,6 @@ class _Turn:
     def evaluate(self) -> JobResult:
         if self.incoming is not None:  # so that `current_epoch` and `global_step` say how far the client is
             self.trainer.fit_loop.load_state_dict(self.incoming["loops"]["fit_loop"])
-            not_restarting(self.trainer.fit_loop)
         results = self.run()
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         if self.job.stage is TrainerFn.PREDICTING:
