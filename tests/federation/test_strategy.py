@@ -291,3 +291,13 @@ def test_two_clients_by_name(tmp_path):
 
     assert isinstance(strategy, FederatedStrategy)
     assert strategy.num_clients == 2
+
+
+def test_looking_at_a_clients_model_is_no_traffic(tmp_path):
+    """Nothing was evaluated, so the last round's mixture has not been sent yet: two of three rounds' have."""
+    strategy = strategy_of(["a", "b"])
+    trainer_of(tmp_path, strategy, limit_val_batches=0).fit(Tiny(), datamodule=ClientsOwnData())
+
+    strategy.personalize(Tiny(), "a")
+
+    assert (strategy.traffic["a"].up, strategy.traffic["a"].down) == (480, 320)
