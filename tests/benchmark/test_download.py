@@ -39,10 +39,12 @@ def test_a_partial_file_of_an_earlier_run_is_continued(registry, url, tmp_path):
 def test_a_server_without_ranges_sends_the_whole_file_again(registry, url, tmp_path):
     registry.ranges = False
     (tmp_path / "file.bin.part").write_bytes(CONTENT[:1000])
+    seen = []
 
-    download(url, tmp_path / "file.bin", sha256=DIGEST)
+    download(url, tmp_path / "file.bin", sha256=DIGEST, report=lambda *report: seen.append(report))
 
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
+    assert seen[-1] == ("file.bin", len(CONTENT), len(CONTENT))
 
 
 def test_a_partial_file_that_is_too_long_is_started_over(registry, url, tmp_path):
