@@ -3,6 +3,9 @@
 import os
 
 import pytest
+import torch
+
+torch.set_num_threads(1)  # tests run two at a time on two cores, and the number of threads changes bits
 
 
 @pytest.fixture(scope="session")

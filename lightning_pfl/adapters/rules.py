@@ -67,7 +67,9 @@ class Canonical(Rule):
     transferred under this rule and not under `LeastSquares` (docs/design/first_experiment.md).
 
     Args:
-        power: rows of A and columns of B are scaled by their held-out correlation to this power; 0 leaves them.
+        power: columns of B are scaled by their held-out correlation to this power, rows of A likewise but relative to
+            the layer's best; so a layer on whose effect the models do not agree fades, and one whose inputs agree
+            little still learns. 0 leaves all as they are.
         ridge: on both covariances, in units of their mean variance.
     """
 
@@ -94,7 +96,9 @@ class Canonical(Rule):
             agreement(steps.students[i], steps.anchor, sums[name].held_out_gradients, centred=False)
             for i, name in enumerate(names)
         ]
-        scale_A = _weight(torch.stack(read), self.power) / _typical(found.anchor, sums[names[0]])
+        weight_A = _weight(torch.stack(read), self.power)
+        weight_A = weight_A / weight_A.max().clamp_min(1e-12)
+        scale_A = weight_A / _typical(found.anchor, sums[names[0]])
         scale_B = _weight(torch.stack(done), self.power) / steps.anchor.norm(dim=1).mean()
         return Fitted(
             anchor=_bases(found.anchor, steps.anchor, scale_A, scale_B),

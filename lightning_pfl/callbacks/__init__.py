@@ -1,0 +1,1 @@
+"""What happens inside one client's Trainer. Start at `callbacks/colora.py`."""

@@ -43,11 +43,11 @@ def test_pictures_come_to_point_to_their_names(make, store, captions):
 
 def test_keeping_the_features_keeps_them(store, captions):
     """A linear map reads the features better from a projector that was trained with `keep` than from one without."""
-    features = store.tokens([caption.view for caption in captions]).float().flatten(0, 1)
+    features = store.tokens([caption.view for caption in captions]).double().flatten(0, 1)
     errors = []
     for keep in (0.0, 10.0):
         projector = pretrain_projector(tiny_llama(), tiny_tokenizer(), store, captions, num_steps=200, keep=keep)
-        tokens = torch.cat([projector(features), torch.ones(len(features), 1)], dim=1)
+        tokens = torch.cat([projector(features).double(), torch.ones(len(features), 1)], dim=1)
         solution = torch.linalg.lstsq(tokens, features).solution
         errors.append(float((tokens @ solution - features).pow(2).mean()))
 

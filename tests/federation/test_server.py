@@ -283,6 +283,7 @@ def test_precision_is_the_clients(tmp_path, precision):
 
 INTERRUPTED = """
     import os, signal, sys
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
     import lightning as L
     from lightning_pfl.federation import Client, FederatedStrategy, LocalPool
     from lightning.pytorch.callbacks import OnExceptionCheckpoint

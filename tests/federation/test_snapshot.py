@@ -254,7 +254,8 @@ def test_a_file_that_was_cut_off_is_refused_and_does_not_crash_the_process(file)
 @pytest.mark.parametrize("how", ["SIGINT", "SIGKILL"])
 def test_nothing_is_left_on_the_disk_however_the_run_ends(tmp_path, how):
     program = textwrap.dedent(f"""
-        import os, time, torch
+        import os, signal, time, torch
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
         from lightning_pfl.federation.snapshot import Snapshot
         from lightning_pfl.federation.tensor_file import TensorFile
         file = TensorFile({str(tmp_path)!r})
