@@ -14,6 +14,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from lightning_pfl.adapters import adapter_parameters
 from lightning_pfl.benchmark.batches import IMAGE_ID
 
 
@@ -71,6 +72,7 @@ class VisionLanguageModule(L.LightningModule):
             callback adapts. Its tokenizer is not needed.
         projector: maps visual tokens to its width; pre-trained by `projector.pretrain_projector`.
         lr: learning rate of AdamW.
+        lr_pq: of P and Q of Co-LoRA adapters, which see few numbers and bear a higher one; None: as `lr`.
         weight_decay: of AdamW.
         warmup_steps: optimizer steps of linear warm-up; constant afterwards.
         train_projector: train the projector too; off, it stays as it was pre-trained.
@@ -85,6 +87,7 @@ class VisionLanguageModule(L.LightningModule):
         projector: Projector,
         *,
         lr: float = 5e-4,
+        lr_pq: float | None = None,
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
         train_projector: bool = False,
@@ -93,6 +96,7 @@ class VisionLanguageModule(L.LightningModule):
         self.language_model = language_model.requires_grad_(False)
         self.projector = projector.requires_grad_(train_projector)
         self.lr = lr
+        self.lr_pq = lr_pq
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
         hidden = self._head().shape[1]
@@ -173,7 +177,13 @@ class VisionLanguageModule(L.LightningModule):
                 "VisionLanguageModule has nothing to train: its language model is frozen. Add adapters to it with the "
                 "CoLoRA callback, or pass train_projector=True."
             )
-        optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+        pq = [] if self.lr_pq is None else list(adapter_parameters(self).pq.values())
+        fast = {id(parameter) for parameter in pq}
+        groups = [
+            {"params": [parameter for parameter in parameters if id(parameter) not in fast], "lr": self.lr},
+            {"params": [parameter for parameter in parameters if id(parameter) in fast], "lr": self.lr_pq or self.lr},
+        ]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=self.weight_decay)
         if not self.warmup_steps:
             return optimizer
         schedule = torch.optim.lr_scheduler.LinearLR(

@@ -17,12 +17,14 @@ class ModelPlan:
     Attributes:
         name: of the language model, as `benchmark.weights.load_language_model` takes it.
         num_layers: how many of its layers are kept; None keeps all.
-        lr: learning rate of its clients, tuned on validation splits for every method alike.
+        lr: learning rate of its clients' projectors, which stay private.
+        lr_pq: learning rate of P and Q.
     """
 
     name: str
     num_layers: int | None
     lr: float
+    lr_pq: float
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class Plan:
     num_test: int = 100
     rank: int = 16
     alpha: float = 32
-    num_blocks: int = 2
-    num_public: int = 400
+    num_blocks: int = 1
+    num_public: int = 1200
     seed: int = 0
 
 
@@ -82,18 +84,18 @@ def full_plan() -> Plan:
     pairs = {
         "kind": ("google", "fluent"),
         "defect": ("photo", "art4apps"),
-        "animal": ("openclipart", "google"),
-        "shape": ("photo", "fluent"),
+        "place": ("photo", "google"),
+        "count": ("art4apps", "photo"),
     }
     return Plan(
         models={
-            "smollm2": ModelPlan(SMOLLM2_135M, num_layers=15, lr=5e-3),
-            "gemma3": ModelPlan(GEMMA3_270M, num_layers=9, lr=5e-3),
+            "smollm2": ModelPlan(SMOLLM2_135M, num_layers=15, lr=1e-3, lr_pq=4e-2),
+            "gemma3": ModelPlan(GEMMA3_270M, num_layers=9, lr=1e-3, lr_pq=4e-2),
         },
         anchor="smollm2",
         clients=_clients(pairs, ("smollm2", "gemma3")),
         rounds=5,
-        steps=12,
+        steps=16,
     )
 
 

@@ -110,7 +110,7 @@ def _run(plan: Plan, materials: Materials, output: Path, pool: Callable[[], Clie
     for key, model in plan.models.items():
         language_model, tokenizers[key] = materials.language_model(model)
         projector = materials.projector(model, language_model, tokenizers[key])
-        pristine[key] = VisionLanguageModule(language_model, projector, lr=model.lr)
+        pristine[key] = VisionLanguageModule(language_model, projector, lr=model.lr, lr_pq=model.lr_pq)
     data = _data_of(plan, tasks, tokenizers, pristine[plan.anchor], materials)
     probe = CausalLMProbe(pristine[plan.anchor].language_model)
     probe.prepare()
@@ -164,6 +164,7 @@ def _train(
             plan.alpha,
             plan.num_blocks,
             exclude_modules=["projector"],
+            train_also=["projector"],  # private to each client, as a head would be
             private_layers=False,
             aligned=alignment,
             seed=plan.seed,

@@ -29,8 +29,8 @@ def quick_plan() -> Plan:
     """Six clients on two tiny families, two kinds of question."""
     return Plan(
         models={
-            "llama": ModelPlan("tiny-llama", num_layers=2, lr=1e-2),
-            "gemma": ModelPlan("tiny-gemma", num_layers=4, lr=1e-2),
+            "llama": ModelPlan("tiny-llama", num_layers=2, lr=1e-3, lr_pq=4e-2),
+            "gemma": ModelPlan("tiny-gemma", num_layers=4, lr=1e-3, lr_pq=4e-2),
         },
         anchor="llama",
         clients=[

@@ -36,8 +36,8 @@ def test_every_client_is_measured_on_every_task_under_both_methods(demo):
 def test_both_methods_take_the_same_steps_and_only_ours_sends(demo):
     plan, result, _, _ = demo
     assert len(result.strategy.relevance) == plan.rounds
-    # two blocks of seven linears at rank 8: P and Q are 8 * 8 + 8 numbers of 4 bytes; a sketch has 16,384 a round
-    adapter, sketch = 2 * 7 * (8 * 8 + 8) * 4, 16_384 * 4
+    # one block of seven linears at rank 8: P and Q are 8 * 8 + 8 numbers of 4 bytes; a sketch has 16,384 a round
+    adapter, sketch = 7 * (8 * 8 + 8) * 4, 16_384 * 4
     for client in plan.clients:
         assert result.strategy.traffic[client.id].up == plan.rounds * (adapter + sketch)
 
