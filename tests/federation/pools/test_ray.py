@@ -124,6 +124,8 @@ def test_a_ray_that_the_user_started_is_left_running_without_our_actors(pools, s
 def test_ctrl_c_leaves_no_process_and_no_file_of_a_pool_that_started_ray(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background starts with it ignored
         "from lightning_pfl.federation.client import Client\n"
         "from lightning_pfl.federation.pools import RayPool\n"
         "from lightning_pfl.federation.tensor_file import TensorFile\n"
