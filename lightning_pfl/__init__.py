@@ -7,7 +7,7 @@ learn from each other. Importing this package registers the strategy ``"federate
 
 from lightning_pfl.__about__ import __version__
 from lightning_pfl.adapters import Additive, CoLoraConfig, Convex, GatePolicy, InputGate, StaticGate, inject
-from lightning_pfl.adapters.alignment import Alignment, align
+from lightning_pfl.adapters.alignment import Alignment, Canonical, LeastSquares, align
 from lightning_pfl.aggregation import (
     Aggregator,
     FedAvg,
@@ -32,6 +32,7 @@ __all__ = [
     "Aggregation",
     "Aggregator",
     "Alignment",
+    "Canonical",
     "CausalLMProbe",
     "CheckpointMismatchError",
     "Client",
@@ -50,6 +51,7 @@ __all__ = [
     "GatePolicy",
     "GradientProbe",
     "InputGate",
+    "LeastSquares",
     "LocalOnly",
     "LocalPool",
     "MixtureAggregator",
