@@ -43,7 +43,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerBase:
 
     Example:
         >>> tiny_tokenizer()(" red circle", add_special_tokens=False)["input_ids"]
-        [19, 23]
+        [20, 24]
     """
     vocabulary = {word: index for index, word in enumerate(_WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
