@@ -71,6 +71,13 @@ class Canonical(Rule):
             the layer's best; so a layer on whose effect the models do not agree fades, and one whose inputs agree
             little still learns. 0 leaves all as they are.
         ridge: on both covariances, in units of their mean variance.
+
+    Source:
+        Ours, on Hotelling's canonical correlations (`lightning_pfl.functional.canonical`); the paper fits to an anchor.
+
+    Example:
+        >>> Canonical().keeps_anchor, LeastSquares().keeps_anchor
+        (False, True)
     """
 
     power: float = 2.0
@@ -164,6 +171,13 @@ class LeastSquares(Rule):
     Args:
         B: how the student's B is chosen.
         orthonormal_only: replace each A by the nearest matrix with orthonormal rows, as in the paper.
+
+    Source:
+        arXiv:2506.11024, initial alignment, is ``LeastSquares(CcaB(), orthonormal_only=True)`` in closed form.
+
+    Example:
+        >>> LeastSquares(CcaB(), orthonormal_only=True).B
+        CcaB(gamma=0.0001)
     """
 
     B: FitB = field(default_factory=GradientB)

@@ -40,7 +40,7 @@ def align_on_captions(
         store: gives the pictures' features.
         captions: public pictures with names.
         words: tokens of the words that models are asked to weigh against each other, by key, from `shared_words`.
-        anchor: key of the model whose bases stay.
+        anchor: key of the model that the others are compared with.
         config: of the adapters, the same for all.
 
     Returns:

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from lightning_pfl.adapters import inject
-from lightning_pfl.adapters.alignment import LeastSquares, align
+from lightning_pfl.adapters.alignment import LeastSquares, _sites, align
 from lightning_pfl.adapters.gathering import Site, causal_lm_loss, gather
 from lightning_pfl.adapters.readings import Reading
 from lightning_pfl.functional.alignment import unexplained
-from tests.adapters.test_alignment import TinyLM, config, readings
+from tests.adapters.test_alignment import TinyLM, config, pair, readings
 
 LAYER = "main/0/fc1"
 
@@ -132,3 +132,41 @@ def test_work_in_place_behind_a_layer_does_not_spoil_its_gradient():
     loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
     (g,) = torch.autograd.grad(loss, [doubled])
     torch.testing.assert_close(sums.gradients.z, (2 * g @ at.B).sum((0, 1)).double(), rtol=1e-4, atol=1e-4)
+
+
+def unprojected(records, layers):
+    models = pair()
+    sites = {name: _sites(model) for name, model in models.items()}
+    found = gather(
+        ("small", models["small"], sites["small"]),
+        {"large": (models["large"], sites["large"])},
+        records,
+        loss=causal_lm_loss,
+        layers=layers,
+        held_out=5,
+        projected=False,
+    )
+    return found["large"], sites
+
+
+def test_only_places_count_on_which_the_loss_depends():
+    """Nothing is predicted after the last of 12 tokens: 11 places of 2 rows of 4 records; the fifth is held out."""
+    layer = "main/1/fc2"
+    found, sites = unprojected(readings(count=5), [layer])
+    assert (found[layer].inputs.count, found[layer].held_out_inputs.count) == (4 * 2 * 11, 2 * 11)
+    assert found[layer].raw.count == 4 * 2 * 11
+    assert found[layer].inputs.z.shape == (sites["small"][layer].A.shape[1],)
+
+
+def test_what_all_rows_of_a_record_have_in_common_at_a_place_is_taken_off():
+    layer = "main/0/fc1"
+    same = []
+    for record in readings(count=5):
+        ids = record["small"].inputs["input_ids"][:1].expand(2, -1)
+        reading = Reading({"input_ids": ids, "labels": ids}, record["small"].places)
+        same.append({"small": reading, "large": reading})
+    found, _ = unprojected(same, [layer])
+    assert float(found[layer].inputs.xx.abs().max()) < 1e-10
+    assert float(found[layer].mean.norm()) > 0.01, "but the mean is remembered"
+    varied, _ = unprojected(readings(count=5), [layer])
+    assert float(varied[layer].inputs.xx.abs().max()) > 0.1
