@@ -15,6 +15,8 @@ from lightning_pfl.aggregation import (
     MixtureAggregator,
     RelevanceAggregator,
     UniformAggregator,
+    Welcome,
+    WelcomingAggregator,
 )
 from lightning_pfl.callbacks.checkpoints import load_from_checkpoint
 from lightning_pfl.callbacks.colora import CoLoRA
@@ -23,6 +25,7 @@ from lightning_pfl.data import ClientDataModule, dirichlet_partition, even_parti
 from lightning_pfl.errors import CheckpointMismatchError, ClientFailedError, FederationError, RejectedUpdateError
 from lightning_pfl.federation import Client, ClientPool, ClientStore, FederatedStrategy, LocalPool, RayPool
 from lightning_pfl.functional.relevance import FixedMatrix, SampleCount, Softmax, TaskGraph, TopK, Uniform, WeightPolicy
+from lightning_pfl.functional.similarity import ColumnCosine, Cosine, Similarity
 from lightning_pfl.metrics import PersonalizationScores, draw_relevance
 from lightning_pfl.relevance import CausalLMProbe, GradientProbe, Probe
 from lightning_pfl.types import Aggregation, ClientUpdate
@@ -43,7 +46,9 @@ __all__ = [
     "ClientUpdate",
     "CoLoRA",
     "CoLoraConfig",
+    "ColumnCosine",
     "Convex",
+    "Cosine",
     "FedAvg",
     "FederatedStrategy",
     "FederationError",
@@ -62,6 +67,7 @@ __all__ = [
     "RelevanceAggregator",
     "RelevanceProbe",
     "SampleCount",
+    "Similarity",
     "Softmax",
     "StaticGate",
     "TaskGraph",
@@ -69,6 +75,8 @@ __all__ = [
     "Uniform",
     "UniformAggregator",
     "WeightPolicy",
+    "Welcome",
+    "WelcomingAggregator",
     "__version__",
     "align",
     "dirichlet_partition",

@@ -1,6 +1,6 @@
 """Server rules: clients' updates in, what every client receives next out. Start at `aggregation/base.py`."""
 
-from lightning_pfl.aggregation.base import Aggregator
+from lightning_pfl.aggregation.base import Aggregator, Welcome, WelcomingAggregator
 from lightning_pfl.aggregation.fedavg import FedAvg
 from lightning_pfl.aggregation.guard import UpdateGuard, check_mixable
 from lightning_pfl.aggregation.local_only import LocalOnly
@@ -16,5 +16,7 @@ __all__ = [
     "RelevanceAggregator",
     "UniformAggregator",
     "UpdateGuard",
+    "Welcome",
+    "WelcomingAggregator",
     "check_mixable",
 ]

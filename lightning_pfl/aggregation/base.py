@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from lightning_pfl.types import Aggregation, ClientUpdate
+from lightning_pfl.types import Aggregation, ClientUpdate, Personalized
 
-__all__ = ["Aggregator"]
+__all__ = ["Aggregator", "Welcome", "WelcomingAggregator"]
 
 
 class Aggregator(ABC):
@@ -41,4 +42,40 @@ class Aggregator(ABC):
 
         Raises:
             ValueError: updates that this rule cannot mix; the message names the clients and the tensors.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Welcome:
+    """What a client receives that took no part in training.
+
+    Attributes:
+        personalized: its mixture of the others.
+        weights: how that mixture weighs them, by client id; those that count nothing are left out.
+        notes: what the log should say (a uniform mixture for lack of a sketch, uploads that are too old).
+    """
+
+    personalized: Personalized
+    weights: Mapping[str, float]
+    notes: Sequence[str] = ()
+
+
+class WelcomingAggregator(Aggregator):
+    """A rule that can make a mixture for a client after training, from what the others have last sent."""
+
+    @abstractmethod
+    def welcome(self, newcomer: ClientUpdate, state: Mapping[str, Any]) -> Welcome:
+        """Mix the known clients' uploads for a client that has trained nothing.
+
+        Args:
+            newcomer: what it would send before its first turn: its names and shapes, its architecture and, if there
+                is one, the sketch of its task. Its values are in no mixture, except where nobody else holds a name.
+            state: the ``state`` of the last `Aggregation`; left alone.
+
+        Returns:
+            What it receives. The known clients' mixtures do not change.
+
+        Raises:
+            ValueError: nobody has sent anything yet, the newcomer has the id of a known client, it does not fit the
+                others, or the rule does not know what to do with it.
         """

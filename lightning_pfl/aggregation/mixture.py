@@ -13,11 +13,12 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lightning_pfl.aggregation.base import Aggregator
+from lightning_pfl.aggregation.base import Welcome, WelcomingAggregator
 from lightning_pfl.aggregation.guard import UpdateGuard, check_mixable
 from lightning_pfl.aggregation.memory import Upload, dump, load, remember, require_rule
 from lightning_pfl.functional.averaging import mix, select, weighted_mean
-from lightning_pfl.functional.relevance import Peers, WeightPolicy, cosine_matrix
+from lightning_pfl.functional.relevance import Peers, WeightPolicy
+from lightning_pfl.functional.similarity import Cosine, Similarity
 from lightning_pfl.types import Aggregation, ClientUpdate, FlatTensors, Personalized, SharedTensors
 
 __all__ = ["MixtureAggregator"]
@@ -26,7 +27,7 @@ _RULE = "mixture"
 
 
 @final
-class MixtureAggregator(Aggregator):
+class MixtureAggregator(WelcomingAggregator):
     """Mixes the last known uploads, one row of weights per client, whether or not it took part in the round.
 
     Args:
@@ -34,6 +35,7 @@ class MixtureAggregator(Aggregator):
         warm_start: the policy of the mixture that overwrites the client's own adapter L before its next turn; usually
             one that includes the client itself, such as ``Uniform(include_self=True)``. None: L is never touched.
         global_branch: whether clients hold G. False leaves the warm start alone.
+        similarity: what the cosines are that the policies read. None: `Cosine()`.
         ema: how much of a client's earlier sketch is kept when a new one comes, 0 to below 1.
         max_staleness: an upload that is more rounds old than this is not mixed into the others'. None: no limit,
             since under this rule a client's own adapter does not change while it waits.
@@ -59,6 +61,7 @@ class MixtureAggregator(Aggregator):
         *,
         warm_start: WeightPolicy | None = None,
         global_branch: bool = True,
+        similarity: Similarity | None = None,
         ema: float = 0.5,
         max_staleness: int | None = None,
         guard: UpdateGuard | None = None,
@@ -75,6 +78,7 @@ class MixtureAggregator(Aggregator):
         self.weights = weights
         self.warm_start = warm_start
         self.global_branch = global_branch
+        self.similarity = similarity or Cosine()
         self.ema = ema
         self.max_staleness = max_staleness
         self.guard = guard or UpdateGuard()
@@ -96,11 +100,7 @@ class MixtureAggregator(Aggregator):
         uploads = remember(load(state.get("uploads", {})), accepted, ema=self.ema)
         if not uploads:
             raise ValueError("There is nothing to aggregate: no client has sent an update that counts.")
-        check_mixable(
-            {client: upload.shared for client, upload in uploads.items()},
-            {client: upload.architecture for client, upload in uploads.items()},
-            {client: upload.sketch for client, upload in uploads.items()},
-        )
+        _check(uploads)
         now = max([*(update.round for update in updates), state.get("round", 0)])
         peers = self._peers(uploads, now)
         rows = self.weights.rows(peers)
@@ -120,10 +120,37 @@ class MixtureAggregator(Aggregator):
             notes=(*notes, *self._remarks(uploads, peers)),
         )
 
+    def welcome(self, newcomer: ClientUpdate, state: Mapping[str, Any]) -> Welcome:
+        """Mix the last known uploads as for a client of its own, which is in no row."""
+        require_rule(state, _RULE)
+        known = load(state.get("uploads", {}))
+        name = newcomer.client_id
+        if not known or name in known:
+            why = f"`{name}` is one of them" if known else "none has sent anything yet"
+            raise ValueError(f"A newcomer starts from what the clients have sent, but {why}.")
+        accepted, notes = self.guard.accept([newcomer])
+        uploads = remember(known, accepted, ema=self.ema)
+        _check(uploads)
+        peers = self._peers(uploads, state["round"], newcomers=frozenset({name}))
+        shown = (self.weights if self.global_branch or self.warm_start is None else self.warm_start).rows(peers)
+        row = dict(zip(uploads, shown[list(uploads).index(name)].tolist(), strict=True))
+        if row.pop(name):
+            raise ValueError(
+                f"Nobody's upload can be mixed for the newcomer `{name}`: "
+                f"{' '.join(self._remarks(uploads, peers)) or 'the weights give it nobody.'}"
+            )
+        frozen = _mixtures(uploads, self.weights.rows(peers))[name] if self.global_branch else None
+        start = _mixtures(uploads, self.warm_start.rows(peers))[name] if self.warm_start is not None else None
+        return Welcome(
+            personalized=Personalized(frozen, start),
+            weights={client: weight for client, weight in row.items() if weight},
+            notes=(*notes, *self._remarks(uploads, peers)),
+        )
+
     def _policies(self) -> list[WeightPolicy]:
         return ([self.weights] if self.global_branch else []) + ([self.warm_start] if self.warm_start else [])
 
-    def _peers(self, uploads: Mapping[str, Upload], now: int) -> Peers:
+    def _peers(self, uploads: Mapping[str, Upload], now: int, newcomers: frozenset[str] = frozenset()) -> Peers:
         sketched = [upload.sketch is not None and bool(upload.sketch.any()) for upload in uploads.values()]
         return Peers(
             client_ids=tuple(uploads),
@@ -131,8 +158,17 @@ class MixtureAggregator(Aggregator):
             sources=tuple(
                 self.max_staleness is None or now - upload.round <= self.max_staleness for upload in uploads.values()
             ),
-            similarity=_similarity([upload.sketch for upload in uploads.values()]) if any(sketched) else None,
+            similarity=self._similarity(uploads) if any(sketched) else None,
             sketched=tuple(sketched),
+            newcomers=newcomers,
+        )
+
+    def _similarity(self, uploads: Mapping[str, Upload]) -> Tensor:
+        """A client without a sketch is like nobody."""
+        sketches = [upload.sketch for upload in uploads.values()]
+        size = next(sketch.numel() for sketch in sketches if sketch is not None)
+        return self.similarity.matrix(
+            torch.stack([torch.zeros(size) if sketch is None else sketch for sketch in sketches])
         )
 
     def _remarks(self, uploads: Mapping[str, Upload], peers: Peers) -> list[str]:
@@ -146,10 +182,12 @@ class MixtureAggregator(Aggregator):
         return remarks
 
 
-def _similarity(sketches: Sequence[Tensor | None]) -> Tensor:
-    """Cosines; a client without a sketch has 0 with all others."""
-    size = next(sketch.numel() for sketch in sketches if sketch is not None)
-    return cosine_matrix(torch.stack([torch.zeros(size) if sketch is None else sketch for sketch in sketches]))
+def _check(uploads: Mapping[str, Upload]) -> None:
+    check_mixable(
+        {client: upload.shared for client, upload in uploads.items()},
+        {client: upload.architecture for client, upload in uploads.items()},
+        {client: upload.sketch for client, upload in uploads.items()},
+    )
 
 
 def _mixtures(uploads: Mapping[str, Upload], rows: Tensor) -> dict[str, SharedTensors]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
-from lightning_pfl.aggregation.base import Aggregator
+from lightning_pfl.aggregation.base import Welcome, WelcomingAggregator
 from lightning_pfl.aggregation.guard import UpdateGuard
 from lightning_pfl.aggregation.mixture import MixtureAggregator
 from lightning_pfl.functional.relevance import Softmax, WeightPolicy
+from lightning_pfl.functional.similarity import Similarity
 from lightning_pfl.types import Aggregation, ClientUpdate
 
 __all__ = ["RelevanceAggregator"]
 
 
 @final
-class RelevanceAggregator(Aggregator):
+class RelevanceAggregator(WelcomingAggregator):
     """Relevance-aware aggregation: cosines of the clients' sketches decide who takes how much of whom.
 
     Args:
@@ -25,6 +26,7 @@ class RelevanceAggregator(Aggregator):
             ``Uniform(include_self=True)`` for what all tasks share, ``Softmax(include_self=True)`` for what related
             tasks share. None, as in the paper: L is never touched.
         global_branch: whether clients hold the frozen global adapter G.
+        similarity: how two sketches are compared; `ColumnCosine` is the reference code's way. None: `Cosine()`.
         ema: how much of a client's earlier sketch is kept when a new one comes; the paper's 0.5.
         max_staleness: an upload that is more rounds old than this is not mixed into the others'. None: no limit.
         guard: what an update must satisfy to count.
@@ -44,6 +46,7 @@ class RelevanceAggregator(Aggregator):
         *,
         warm_start: WeightPolicy | None = None,
         global_branch: bool = True,
+        similarity: Similarity | None = None,
         ema: float = 0.5,
         max_staleness: int | None = None,
         guard: UpdateGuard | None = None,
@@ -52,6 +55,7 @@ class RelevanceAggregator(Aggregator):
             Softmax() if weights is None else weights,
             warm_start=warm_start,
             global_branch=global_branch,
+            similarity=similarity,
             ema=ema,
             max_staleness=max_staleness,
             guard=guard,
@@ -70,3 +74,7 @@ class RelevanceAggregator(Aggregator):
     def aggregate(self, updates: Sequence[ClientUpdate], state: Mapping[str, Any]) -> Aggregation:
         """Mix the last known uploads of all clients by relevance."""
         return self._mixture.aggregate(updates, state)
+
+    def welcome(self, newcomer: ClientUpdate, state: Mapping[str, Any]) -> Welcome:
+        """Mix the last known uploads for a client that took no part."""
+        return self._mixture.welcome(newcomer, state)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
-from lightning_pfl.aggregation.base import Aggregator
+from lightning_pfl.aggregation.base import Welcome, WelcomingAggregator
 from lightning_pfl.aggregation.guard import UpdateGuard
 from lightning_pfl.aggregation.mixture import MixtureAggregator
 from lightning_pfl.functional.relevance import Uniform, WeightPolicy
@@ -15,7 +15,7 @@ __all__ = ["UniformAggregator"]
 
 
 @final
-class UniformAggregator(Aggregator):
+class UniformAggregator(WelcomingAggregator):
     """The mean of the others goes into each client's frozen global adapter; what relevance has to beat.
 
     Args:
@@ -60,3 +60,7 @@ class UniformAggregator(Aggregator):
     def aggregate(self, updates: Sequence[ClientUpdate], state: Mapping[str, Any]) -> Aggregation:
         """Mix the last known uploads of all clients alike."""
         return self._mixture.aggregate(updates, state)
+
+    def welcome(self, newcomer: ClientUpdate, state: Mapping[str, Any]) -> Welcome:
+        """Mix the last known uploads for a client that took no part."""
+        return self._mixture.welcome(newcomer, state)

@@ -1,6 +1,6 @@
-r"""How similar clients are, and how much of each other they take: cosines of sketches, and weight policies.
+r"""How much clients take of each other: weight policies. How alike they are is said in `similarity`.
 
-Start at `cosine_matrix` and `Softmax`. A weight policy turns what the server knows of its clients (`Peers`) into one
+Start at `Softmax`. A weight policy turns what the server knows of its clients (`Peers`) into one
 row of mixing weights per client. All policies keep three promises: a row sums to 1, a row holds only clients whose
 upload may be mixed (`Peers.sources`, and the client itself if asked), and a row that would be empty is the client's
 own: who is alone keeps what it has.
@@ -25,45 +25,7 @@ __all__ = [
     "TopK",
     "Uniform",
     "WeightPolicy",
-    "cosine_matrix",
 ]
-
-
-def cosine_matrix(sketches: Tensor, *, columns: int = 1) -> Tensor:
-    r"""Cosine of every pair of sketches, by one matrix product in float32.
-
-    Args:
-        sketches: shape ``[N, k]``, one row per client.
-        columns: read a row as a matrix ``[k / columns, columns]`` and average the cosines of its columns, each with
-            equal weight, as the reference code does with an unprojected gradient. 1: the cosine of the whole sketch.
-
-    Returns:
-        float32, shape ``[N, N]``, symmetric. A row of zeros has cosine 0 with all others and 1 with itself.
-
-    Raises:
-        ValueError: not a matrix, or ``k`` is not a multiple of ``columns``.
-
-    Source:
-        Co-LoRA, arXiv:2506.11024, relevance :math:`S_{ij} = \cos(\tilde g_i, \tilde g_j)`.
-
-    Example:
-        >>> cosine_matrix(torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 1.0]]))
-        tensor([[1.0000, 0.0000, 0.7071],
-                [0.0000, 1.0000, 0.7071],
-                [0.7071, 0.7071, 1.0000]])
-    """
-    if sketches.ndim != 2 or columns < 1 or sketches.shape[1] % columns:
-        raise ValueError(
-            f"Sketches must form a matrix [clients, k] with k a multiple of `columns`, "
-            f"but have shape {tuple(sketches.shape)} with {columns} columns."
-        )
-    count = sketches.shape[0]
-    by_column = sketches.detach().float().reshape(count, -1, columns)
-    norms = torch.linalg.vector_norm(by_column, dim=1, keepdim=True)
-    unit = (by_column / norms.where(norms > 0, 1.0)).reshape(count, -1)
-    cosines = unit @ unit.T / columns
-    symmetric: Tensor = ((cosines + cosines.T) / 2).clamp(-1.0, 1.0)
-    return symmetric.fill_diagonal_(1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +38,8 @@ class Peers:
         sources: per client, whether its upload may be mixed into the others' (False once it is too old).
         similarity: shape ``[N, N]``; None without sketches.
         sketched: per client, whether it has sent a sketch; where it has not, ``similarity`` says nothing.
+        newcomers: ids of clients that have trained nothing yet: they are in no row, their own included, unless there
+            is nobody else.
 
     Example:
         >>> Peers.fresh(["a", "b"], num_examples=[1, 3]).sources
@@ -87,6 +51,7 @@ class Peers:
     sources: tuple[bool, ...]
     similarity: Tensor | None = None
     sketched: tuple[bool, ...] = ()
+    newcomers: frozenset[str] = frozenset()
 
     @staticmethod
     def fresh(
@@ -105,7 +70,8 @@ class Peers:
     def candidates(self, *, include_self: bool) -> Tensor:
         """bool, shape ``[N, N]``: whether row i may hold client j."""
         eye = torch.eye(len(self.client_ids), dtype=torch.bool)
-        return (torch.tensor(self.sources) & ~eye) | (eye & include_self)
+        old = torch.tensor([client not in self.newcomers for client in self.client_ids])
+        return ((torch.tensor(self.sources) & ~eye) | (eye & include_self)) & old
 
 
 class WeightPolicy(ABC):

@@ -13,7 +13,6 @@ from lightning_pfl.functional.relevance import (
     TaskGraph,
     TopK,
     Uniform,
-    cosine_matrix,
 )
 
 FOUR = ("a", "b", "c", "d")
@@ -36,39 +35,6 @@ POLICIES = [
     FixedMatrix({"a": {"b": 2.0, "d": 1.0}, "b": {}, "c": {"c": 1.0}, "d": {"a": 1.0}}),
     TaskGraph({"a": ["x"], "b": ["x", "y"], "c": ["y"], "d": ["z"]}),
 ]
-
-
-def test_cosines_of_sketches_do_not_depend_on_their_length():
-    """A client with ten times the loss has a sketch ten times as long, of the same task."""
-    sketches = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
-    scaled = sketches * torch.tensor([1.0, 10.0, 0.1, 3.0, 1e-6])[:, None]
-
-    torch.testing.assert_close(cosine_matrix(scaled), cosine_matrix(sketches))
-
-
-def test_cosines_are_symmetric_to_the_last_bit_with_ones_on_the_diagonal():
-    """Who compares two clients must not care who comes first."""
-    cosines = cosine_matrix(torch.randn(7, 33, generator=torch.Generator().manual_seed(1)))
-
-    assert torch.equal(cosines, cosines.T)
-    assert torch.equal(cosines.diagonal(), torch.ones(7))
-
-
-def test_cosines_by_column_give_each_column_equal_weight():
-    """Rows read as 2 x 2 matrices: column 0 agrees (cosine 1), column 1 is orthogonal (0), so the mean is 1/2."""
-    one = torch.tensor([[100.0, 1.0], [0.0, 0.0]])
-    two = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-
-    cosines = cosine_matrix(torch.stack([one.flatten(), two.flatten()]), columns=2)
-
-    torch.testing.assert_close(cosines[0, 1], torch.tensor(0.5))
-
-
-def test_a_sketch_of_zeros_is_like_nothing():
-    """No division by zero: cosine 0 with the others."""
-    cosines = cosine_matrix(torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
-
-    torch.testing.assert_close(cosines, torch.eye(2))
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
