@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_pfl.aggregation.guard import UpdateGuard
 from lightning_pfl.types import Aggregation, ClientUpdate, Personalized
 
 __all__ = ["Aggregator", "Welcome", "WelcomingAggregator"]
@@ -17,7 +18,12 @@ class Aggregator(ABC):
 
     An aggregator holds settings only. What it must remember from round to round travels in ``state``, so that the
     strategy can save it and a resumed run gives the same bits.
+
+    Attributes:
+        guard: what an update must satisfy to count. The engine asks it before it calls `aggregate`.
     """
+
+    guard: UpdateGuard = UpdateGuard()
 
     @property
     @abstractmethod

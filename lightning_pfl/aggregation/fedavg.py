@@ -58,7 +58,7 @@ class FedAvg(Aggregator):
     def aggregate(self, updates: Sequence[ClientUpdate], state: Mapping[str, Any]) -> Aggregation:
         """Average this round's participants and send the mean to every known client."""
         require_rule(state, _RULE)
-        accepted, notes = self.guard.accept(updates)
+        accepted = self.guard.accept(updates)
         if not accepted:
             raise ValueError("There is nothing to average: no client has sent an update that counts.")
         last = load_flat(state["common"]) if state else FlatTensors.empty()
@@ -99,7 +99,6 @@ class FedAvg(Aggregator):
             },
             client_ids=tuple(clients),
             weights=(row / row.sum()).repeat(len(clients), 1),
-            notes=tuple(notes),
         )
 
 

@@ -43,12 +43,11 @@ class LocalOnly(Aggregator):
     def aggregate(self, updates: Sequence[ClientUpdate], state: Mapping[str, Any]) -> Aggregation:
         """Send nothing to anybody."""
         require_rule(state, _RULE)
-        accepted, notes = self.guard.accept(updates)
+        accepted = self.guard.accept(updates)
         clients = sorted({*state.get("clients", ()), *(update.client_id for update in accepted)})
         return Aggregation(
             personalized={client: Personalized() for client in clients},
             newcomer=Personalized(),
             state={"rule": _RULE, "clients": clients},
             client_ids=tuple(clients),
-            notes=tuple(notes),
         )

@@ -96,7 +96,7 @@ class MixtureAggregator(WelcomingAggregator):
     def aggregate(self, updates: Sequence[ClientUpdate], state: Mapping[str, Any]) -> Aggregation:
         """Mix the last known uploads of all clients."""
         require_rule(state, _RULE)
-        accepted, notes = self.guard.accept(updates)
+        accepted = self.guard.accept(updates)
         uploads = remember(load(state.get("uploads", {})), accepted, ema=self.ema)
         if not uploads:
             raise ValueError("There is nothing to aggregate: no client has sent an update that counts.")
@@ -117,7 +117,7 @@ class MixtureAggregator(WelcomingAggregator):
             client_ids=tuple(uploads),
             weights=shown.float(),
             similarity=None if peers.similarity is None else peers.similarity.clone(),
-            notes=(*notes, *self._remarks(uploads, peers)),
+            notes=tuple(self._remarks(uploads, peers)),
         )
 
     def welcome(self, newcomer: ClientUpdate, state: Mapping[str, Any]) -> Welcome:
@@ -128,7 +128,7 @@ class MixtureAggregator(WelcomingAggregator):
         if not known or name in known:
             why = f"`{name}` is one of them" if known else "none has sent anything yet"
             raise ValueError(f"A newcomer starts from what the clients have sent, but {why}.")
-        accepted, notes = self.guard.accept([newcomer])
+        accepted = self.guard.accept([newcomer])
         uploads = remember(known, accepted, ema=self.ema)
         _check(uploads)
         peers = self._peers(uploads, state["round"], newcomers=frozenset({name}))
@@ -144,7 +144,7 @@ class MixtureAggregator(WelcomingAggregator):
         return Welcome(
             personalized=Personalized(frozen, start),
             weights={client: weight for client, weight in row.items() if weight},
-            notes=(*notes, *self._remarks(uploads, peers)),
+            notes=tuple(self._remarks(uploads, peers)),
         )
 
     def _policies(self) -> list[WeightPolicy]:

@@ -60,6 +60,7 @@ class RelevanceAggregator(WelcomingAggregator):
             max_staleness=max_staleness,
             guard=guard,
         )
+        self.guard = self._mixture.guard
 
     @property
     def uses_global_branch(self) -> bool:

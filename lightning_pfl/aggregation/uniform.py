@@ -46,6 +46,7 @@ class UniformAggregator(WelcomingAggregator):
             max_staleness=max_staleness,
             guard=guard,
         )
+        self.guard = self._mixture.guard
 
     @property
     def uses_global_branch(self) -> bool:

@@ -230,16 +230,18 @@ def test_a_client_that_diverged_is_named_with_its_tensor(make, value):
 
 
 @every_aggregator
-def test_a_guard_can_leave_a_diverged_client_out(make):
+def test_the_guard_of_an_aggregator_leaves_a_diverged_client_out(make):
     """The others' result is the one they get without it, and the note names it."""
     updates = [update(client) for client in IDS]
     updates[2].shared.same_architecture.vector[0] = float("nan")
-    aggregator = make(guard=UpdateGuard(leave_out=True))
+    aggregator = make(guard=UpdateGuard(max_claim=None))
 
-    result = aggregator.aggregate(updates, {})
+    seen = aggregator.guard.inspect(updates)
+    result = aggregator.aggregate(seen.accepted, {})
 
     assert same(result.personalized, make().aggregate([*updates[:2], *updates[3:]], {}).personalized)
-    assert any("`delta`" in note and "`layers.0.q/A`" in note for note in result.notes)
+    assert "`layers.0.q/A`" in seen.rejected["delta"]
+    assert aggregator.guard == UpdateGuard(max_claim=None)
 
 
 @every_aggregator
