@@ -27,7 +27,15 @@ from lightning_pfl.federation import Client, ClientPool, ClientStore, FederatedS
 from lightning_pfl.functional.relevance import FixedMatrix, SampleCount, Softmax, TaskGraph, TopK, Uniform, WeightPolicy
 from lightning_pfl.functional.similarity import ColumnCosine, Cosine, Similarity
 from lightning_pfl.metrics import PersonalizationScores, draw_relevance
-from lightning_pfl.relevance import CausalLMProbe, GradientProbe, Probe
+from lightning_pfl.relevance import (
+    CausalLMProbe,
+    ColumnSketch,
+    CountSketch,
+    ExampleProbe,
+    GradientProbe,
+    Probe,
+    Projection,
+)
 from lightning_pfl.types import Aggregation, ClientUpdate
 
 __all__ = [
@@ -47,8 +55,11 @@ __all__ = [
     "CoLoRA",
     "CoLoraConfig",
     "ColumnCosine",
+    "ColumnSketch",
     "Convex",
     "Cosine",
+    "CountSketch",
+    "ExampleProbe",
     "FedAvg",
     "FederatedStrategy",
     "FederationError",
@@ -62,6 +73,7 @@ __all__ = [
     "MixtureAggregator",
     "PersonalizationScores",
     "Probe",
+    "Projection",
     "RayPool",
     "RejectedUpdateError",
     "RelevanceAggregator",

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Probe"]
+__all__ = ["ExampleProbe", "Probe"]
 
 
 class Probe(ABC):
@@ -32,4 +32,25 @@ class Probe(ABC):
         Returns:
             float32 of shape ``[k]``: the mean over the batch's examples of each one's projected (and, where privacy
             asks for it, clipped) gradient.
+        """
+
+
+class ExampleProbe(Probe):
+    """A probe that knows what each example adds, and can bound it: what example-level privacy needs."""
+
+    @property
+    @abstractmethod
+    def max_norm(self) -> float | None:
+        """C: no example's sketch is longer. None: nothing bounds them."""
+
+    @abstractmethod
+    def sketches(self, batch: Any) -> Tensor:
+        """Sketch every example of a batch.
+
+        Args:
+            batch: as for `sketch`.
+
+        Returns:
+            float32 of shape ``[n, k]``, one row per example of the batch, none longer than `max_norm`. An example with
+            nothing to say (without an answer) has a row of zeros, so that n does not depend on what examples hold.
         """

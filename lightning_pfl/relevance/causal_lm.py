@@ -17,11 +17,12 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from lightning_pfl.functional.privacy import clip_rows
 from lightning_pfl.relevance import _compat
-from lightning_pfl.relevance.base import Probe
+from lightning_pfl.relevance.base import ExampleProbe
 from lightning_pfl.relevance.gradient import examples_of, gradient_of
-from lightning_pfl.relevance.sketches import CountSketch, mean_of_clipped
-from lightning_pfl.relevance.tail import Tail, UnknownTailError, capture, find_target, is_linear, trace_tail
+from lightning_pfl.relevance.sketches import CountSketch, Projection
+from lightning_pfl.relevance.tail import Tail, UnknownTailError, capture, find_target, is_linear, trace_tail, widened
 
 __all__ = ["CausalLMProbe"]
 
@@ -30,7 +31,7 @@ _IGNORED = -100
 
 
 @final
-class CausalLMProbe(Probe):
+class CausalLMProbe(ExampleProbe):
     r"""Sketches a task by the gradient of a small frozen causal language model.
 
     A batch is a mapping of what the model's ``forward`` takes (``input_ids`` or ``inputs_embeds``, ``attention_mask``,
@@ -42,9 +43,10 @@ class CausalLMProbe(Probe):
             id to load one from; or a function without arguments that makes one. The same for all clients.
         size: k, the length of a sketch; 16,384 numbers are 64 KiB.
         seed: of the projection; the same for all clients.
-        max_norm: each example's sketch is scaled down to this norm; None: not at all.
+        projection: of gradients to sketches, instead of a `CountSketch` of ``size`` and ``seed``.
+        max_norm: C, each example's sketch is scaled down to this norm; None: not at all. Noise needs it.
         target: name of the linear in whose weight the gradient is taken; None: the output projection of the last MLP.
-        dtype: of the frozen weights; the tail is computed in float32 whatever it is. None: float32 for a model that is
+        dtype: of the frozen weights; the tail is computed in float32 at least. None: float32 for a model that is
             loaded, and what it is for one that is handed over.
 
     Raises:
@@ -71,6 +73,7 @@ class CausalLMProbe(Probe):
         *,
         size: int = 16_384,
         seed: int = 0,
+        projection: Projection | None = None,
         max_norm: float | None = None,
         target: str | None = None,
         dtype: torch.dtype | None = None,
@@ -78,7 +81,7 @@ class CausalLMProbe(Probe):
         if max_norm is not None and not max_norm > 0:
             raise ValueError(f"`max_norm` must be positive, but is {max_norm}.")
         self._source = model
-        self._project = CountSketch(size, seed=seed)
+        self._project = CountSketch(size, seed=seed) if projection is None else projection
         self._max_norm = max_norm
         self._dtype = dtype
         self._model: nn.Module | None = None
@@ -89,6 +92,11 @@ class CausalLMProbe(Probe):
     def size(self) -> int:
         """k."""
         return self._project.size
+
+    @property
+    def max_norm(self) -> float | None:
+        """C."""
+        return self._max_norm
 
     @property
     def closed_form(self) -> bool:
@@ -122,21 +130,50 @@ class CausalLMProbe(Probe):
         self._source = self._model = model  # what made it need not travel with it
 
     def sketch(self, batch: Mapping[str, Any]) -> Tensor:
-        """Mean over a batch's examples of each one's projected (and clipped) gradient, float32 ``[k]``."""
-        self.prepare()
-        assert self._model is not None
-        batch = self._checked(self._model, batch)
-        with _undisturbed(self._model):
-            gradients = list(self._gradients(self._model, batch))
-        return mean_of_clipped(torch.stack([self._project(gradient) for gradient in gradients]), self._max_norm)
+        """Mean over a batch's examples with an answer of each one's projected (and clipped) gradient, float32 ``[k]``.
+
+        Raises:
+            ValueError: a batch that the model cannot use, or one without any answer.
+        """
+        if self._max_norm is not None:
+            rows = self.sketches(batch)
+            _require_answers(answered := _answered(batch["labels"]))
+            return rows[answered.cpu()].mean(dim=0)
+        return self._project(self.gradient(batch))
+
+    def sketches(self, batch: Mapping[str, Any]) -> Tensor:
+        """Each example's projected (and clipped) gradient, float32 ``[n, k]``; zeros where there is no answer.
+
+        Raises:
+            ValueError: a batch that the model cannot use.
+        """
+        model, batch = self._checked(batch)
+        answered = _answered(batch["labels"])
+        rows = torch.zeros(len(answered), self.size)
+        if bool(answered.any()):
+            with _undisturbed(model):
+                gradients = self._gradients(model, _kept(batch, answered))
+                projected = torch.stack([self._project(gradient) for gradient in gradients])
+            rows[answered.cpu()] = projected if self._max_norm is None else clip_rows(projected, self._max_norm)
+        return rows
 
     def gradient(self, batch: Mapping[str, Any]) -> Tensor:
-        """The unprojected gradient, mean over the batch's examples, float32, in the shape of the target's weight."""
-        self.prepare()
-        assert self._model is not None
-        batch = self._checked(self._model, batch)
-        with _undisturbed(self._model):
-            return torch.stack(list(self._gradients(self._model, batch, each=True))).mean(dim=0)
+        """The unprojected gradient, mean over the batch's examples with an answer, in the shape of the target's weight.
+
+        Returns:
+            float32, or float64 where the model is float64.
+
+        Raises:
+            ValueError: a batch that the model cannot use, or one without any answer.
+        """
+        model, batch = self._checked(batch)
+        _require_answers(answered := _answered(batch["labels"]))
+        batch = _kept(batch, answered)
+        with _undisturbed(model):
+            if self._tail is None:
+                return torch.stack(list(self._gradients(model, batch))).mean(dim=0)
+            a, u, _ = self._factors(model, self._tail, batch)
+            return self._in_shape(model, a.T @ u / batch["labels"].shape[0])
 
     def _load(self) -> nn.Module:
         if isinstance(self._source, nn.Module):
@@ -151,8 +188,11 @@ class CausalLMProbe(Probe):
                     parameter.data = parameter.data.to(self._dtype)
         return model
 
-    def _checked(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """The examples of a batch that have an answer, on the model's device."""
+    def _checked(self, batch: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+        """The model, ready, and the batch on its device."""
+        self.prepare()
+        model = self._model
+        assert model is not None
         labels = batch.get("labels") if isinstance(batch, Mapping) else None
         if not isinstance(labels, Tensor) or labels.ndim != 2:
             found = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
@@ -168,41 +208,31 @@ class CausalLMProbe(Probe):
                 f"The probe's model knows {words} tokens, but the batch holds token {highest}: it was made by another "
                 "tokenizer. Tokenise the text again in the callback's `to_probe=`."
             )
-        answered = (labels[:, 1:] != _IGNORED).any(dim=1)
-        if not bool(answered.any()):
-            raise ValueError(
-                "No example of the probe batch has an answer: all `labels` behind the first token are -100."
-            )
+        silent = int((~_answered(labels)).sum())
+        if silent:
+            _logger.info("%d examples of a probe batch have no answer.", silent)
         device, dtype = next(model.parameters()).device, _dtype_of(model)
-        if not bool(answered.all()):
-            _logger.info("%d examples of a probe batch have no answer and do not count.", int((~answered).sum()))
-            kept = [example for example, full in zip(examples_of(dict(batch)), answered.tolist(), strict=True) if full]
-            batch = {
-                name: torch.cat([example[name] for example in kept]) if isinstance(value, Tensor) else value
-                for name, value in batch.items()
-            }
-        return {
+        return model, {
             name: value.to(device, dtype if value.is_floating_point() else None) if isinstance(value, Tensor) else value
             for name, value in batch.items()
         }
 
-    def _gradients(self, model: nn.Module, batch: dict[str, Any], *, each: bool = False) -> Iterator[Tensor]:
-        """Each example's gradient; one mean over all of them where nothing has to be clipped, unless ``each``."""
+    def _gradients(self, model: nn.Module, batch: dict[str, Any]) -> Iterator[Tensor]:
+        """Each example's gradient; all have an answer."""
         assert self._target is not None
         name = f"{self._target}.weight"
         if self._tail is None:
             for example in examples_of(batch):
-                yield gradient_of(model, [name], _answer_loss, example)[name].float()
+                yield widened(gradient_of(model, [name], _answer_loss, example)[name])
             return
         a, u, owner = self._factors(model, self._tail, batch)
-        transposed = _compat.is_conv1d(model.get_submodule(self._target))
-        if self._max_norm is None and not each:
-            gradient = a.T @ u / batch["labels"].shape[0]
-            yield gradient.T if transposed else gradient
-            return
         for index in range(batch["labels"].shape[0]):
-            gradient = a[owner == index].T @ u[owner == index]
-            yield gradient.T if transposed else gradient
+            yield self._in_shape(model, a[owner == index].T @ u[owner == index])
+
+    def _in_shape(self, model: nn.Module, gradient: Tensor) -> Tensor:
+        """A gradient ``[d_out, d_in]`` in the shape of the target's weight."""
+        assert self._target is not None
+        return gradient.T if _compat.is_conv1d(model.get_submodule(self._target)) else gradient
 
     def _factors(self, model: nn.Module, tail: Tail, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Per answer position ``a`` (over its example's number of positions), ``u``, and whose position it is."""
@@ -231,7 +261,7 @@ class CausalLMProbe(Probe):
         closed = a.T @ u / batch["labels"].shape[0]
         closed = closed.T if _compat.is_conv1d(model.get_submodule(tail.target)) else closed
         name = f"{tail.target}.weight"
-        parts = [gradient_of(model, [name], _answer_loss, example)[name].float() for example in examples_of(batch)]
+        parts = [widened(gradient_of(model, [name], _answer_loss, example)[name]) for example in examples_of(batch)]
         exact = torch.stack(parts).mean(dim=0)
         return float((closed - exact).norm() / exact.norm().clamp(min=1e-30))
 
@@ -276,8 +306,29 @@ def _in_float32(model: nn.Module) -> Iterator[None]:
 def _answer_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """Mean cross entropy over the answer positions of a batch of one example."""
     output = model(**_inputs(batch), **_compat.keyword_arguments(model))
-    logits = _compat.logits_of(output)[:, :-1].float()
+    logits = widened(_compat.logits_of(output)[:, :-1])
     return nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=_IGNORED)
+
+
+def _answered(labels: Tensor) -> Tensor:
+    """bool ``[n]``: which examples have a token to predict."""
+    return (labels[:, 1:] != _IGNORED).any(dim=1)
+
+
+def _require_answers(answered: Tensor) -> None:
+    if not bool(answered.any()):
+        raise ValueError("No example of the probe batch has an answer: all `labels` behind the first token are -100.")
+
+
+def _kept(batch: dict[str, Any], answered: Tensor) -> dict[str, Any]:
+    """The examples that have an answer."""
+    if bool(answered.all()):
+        return batch
+    kept = [example for example, full in zip(examples_of(batch), answered.tolist(), strict=True) if full]
+    return {
+        name: torch.cat([example[name] for example in kept]) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
 
 
 def _inputs(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,17 @@ from torch import Tensor, nn
 
 from lightning_pfl.relevance import _compat
 
-__all__ = ["Projection", "Scaling", "Tail", "UnknownTailError", "capture", "find_target", "is_linear", "trace_tail"]
+__all__ = [
+    "Projection",
+    "Scaling",
+    "Tail",
+    "UnknownTailError",
+    "capture",
+    "find_target",
+    "is_linear",
+    "trace_tail",
+    "widened",
+]
 
 _CHUNK = 8_192  # rows of a vocabulary that are cast to float32 at a time
 
@@ -45,9 +55,9 @@ class Scaling:
     eps: float
 
     def gain(self, model: nn.Module, size: int) -> Tensor:
-        """The gain g, float32 ``[size]``."""
+        """The gain g, ``[size]``, float32 at least."""
         weight = getattr(model.get_submodule(self.name), "weight", None)
-        return torch.ones(size) if weight is None else weight.detach().float() + self.offset
+        return torch.ones(size) if weight is None else widened(weight.detach()) + self.offset
 
     def pull_back(self, model: nn.Module, gradient: Tensor, entered: Tensor) -> Tensor:
         """Gradient at the output to gradient at the input; both ``[M, d]``, ``entered`` is the input."""
@@ -72,7 +82,7 @@ class Projection:
 
     def pull_back(self, model: nn.Module, gradient: Tensor, entered: Tensor) -> Tensor:
         """Gradient at the output, ``[M, out]``, to gradient at the input, ``[M, in]``."""
-        return gradient @ _matrix(model.get_submodule(self.name)).float()
+        return gradient @ widened(_matrix(model.get_submodule(self.name)))
 
 
 Step: TypeAlias = Scaling | Projection
@@ -106,12 +116,12 @@ class Tail:
             labels: that token, ``[M]``.
 
         Returns:
-            ``a``, shape ``[M, d_out]``, and ``u``, shape ``[M, d_in]``, both float32: the gradient of position t's
-            cross entropy in the target's matrix ``[d_out, d_in]`` is :math:`a_t u_t^T`.
+            ``a``, shape ``[M, d_out]``, and ``u``, shape ``[M, d_in]``, both float32, or float64 for a float64 model:
+            the gradient of position t's cross entropy in the target's matrix ``[d_out, d_in]`` is :math:`a_t u_t^T`.
         """
 
         def rows(tensor: Tensor) -> Tensor:
-            return tensor.reshape(-1, tensor.shape[-1])[positions].float()
+            return widened(tensor.reshape(-1, tensor.shape[-1])[positions])
 
         last = captured[self.steps[-1].name if self.steps else self.target][1]
         gradient = self._at_head_input(model, rows(last), labels)
@@ -124,9 +134,9 @@ class Tail:
         head = model.get_submodule(self.head)
         matrix, bias = _matrix(head), getattr(head, "bias", None)
         chunks = [slice(start, start + _CHUNK) for start in range(0, matrix.shape[0], _CHUNK)]
-        logits = torch.cat([hidden @ matrix[chunk].float().T for chunk in chunks], dim=1)
+        logits = torch.cat([hidden @ widened(matrix[chunk]).T for chunk in chunks], dim=1)
         if bias is not None:
-            logits = logits + bias.float()
+            logits = logits + widened(bias)
         capped = None if self.softcap is None else torch.tanh(logits / self.softcap)
         delta = torch.softmax(logits if capped is None or self.softcap is None else capped * self.softcap, dim=1)
         delta[torch.arange(len(labels), device=labels.device), labels] -= 1.0
@@ -134,7 +144,7 @@ class Tail:
             delta = delta * (1.0 - capped.square())
         gradient = torch.zeros_like(hidden)
         for chunk in chunks:
-            gradient += delta[:, chunk] @ matrix[chunk].float()
+            gradient += delta[:, chunk] @ widened(matrix[chunk])
         return gradient
 
 
@@ -250,6 +260,11 @@ def _as_scaling(name: str, module: nn.Module, size: int) -> Scaling:
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is a linear layer, with its weight as it is or transposed."""
     return isinstance(module, nn.Linear) or _compat.is_conv1d(module)
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """A tensor in float32; one in float64 stays as it is."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _matrix(module: nn.Module) -> Tensor:

@@ -27,7 +27,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from lightning_pfl.relevance import CausalLMProbe
+from lightning_pfl.relevance import CausalLMProbe, ColumnSketch
 
 WORDS = 50
 LLAMA = {
@@ -140,6 +140,28 @@ def test_the_closed_form_is_the_gradient_of_the_models_own_loss(make):
     assert (closed - exact).norm() / exact.norm() < 1e-5
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2, tied", "gemma3", "gpt2", "opt"])
+def test_in_float64_the_closed_form_is_the_gradient_to_a_millionth(family):
+    """Against autograd through the model and a cross entropy in float64 (the model's own loss rounds to float32)."""
+    model = built(FAMILIES[family]).double()
+    probe = CausalLMProbe(model, size=64)
+    probe.prepare()
+    data, weight = batch(), model.get_parameter(target_of(model))
+    weight.requires_grad_(True)
+    exact = torch.zeros_like(weight)
+    for index in range(3):
+        example = {key: value[index : index + 1] for key, value in data.items()}
+        logits = model(input_ids=example["input_ids"], attention_mask=example["attention_mask"]).logits
+        loss = nn.functional.cross_entropy(logits[0, :-1], example["labels"][0, 1:], ignore_index=-100)
+        exact += torch.autograd.grad(loss, weight)[0] / 3
+    weight.requires_grad_(False)
+
+    assert probe.closed_form
+    closed = probe.gradient(data)
+    assert closed.dtype == exact.dtype == torch.float64
+    assert (closed - exact).norm() / exact.norm() < 1e-6
+
+
 @pytest.mark.parametrize("make", UNKNOWN.values(), ids=UNKNOWN.keys())
 def test_a_tail_that_is_not_understood_is_left_to_autograd_and_never_approximated(make, caplog):
     """Multipliers outside any layer do not show in the trace; the check against autograd finds them."""
@@ -180,6 +202,31 @@ def test_clipping_is_per_example():
     assert (scale < 1).sum() == 1
     torch.testing.assert_close(clipped, (each * scale[:, None]).mean(dim=0), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(plain.sketch(data), each.mean(dim=0), rtol=1e-4, atol=1e-6)
+
+
+def test_each_examples_sketch_is_told_apart_and_one_without_an_answer_has_zeros():
+    """What is noised is a mean over n examples, whatever they hold; the mean sketch is over those with an answer."""
+    model = built(FAMILIES["llama"])
+    data = batch()
+    data["labels"][1] = -100
+    probe = CausalLMProbe(model, size=256, max_norm=0.5)
+
+    rows = probe.sketches(data)
+
+    assert rows.shape == (3, 256)
+    assert not rows[1].any()
+    assert rows.norm(dim=1).max() <= 0.5
+    torch.testing.assert_close(probe.sketch(data), rows[[0, 2]].mean(dim=0))
+    data["labels"][:] = -100
+    assert not probe.sketches(data).any()
+
+
+def test_another_projection_takes_the_place_of_the_count_sketch():
+    """Columns kept apart, in the width of the layer that is looked at (24)."""
+    probe = CausalLMProbe(built(FAMILIES["llama"]), projection=ColumnSketch(4, 24))
+
+    assert probe.size == 96
+    assert torch.equal(probe.sketch(batch()), ColumnSketch(4, 24)(probe.gradient(batch())))
 
 
 def test_embeddings_may_stand_in_for_tokens():
@@ -231,7 +278,7 @@ def test_equal_probes_give_equal_bits_also_after_a_pickle():
     copy = pickle.loads(pickle.dumps(probe))
 
     assert torch.equal(copy.sketch(batch()), first)
-    assert copy._project._hashes.keys() == probe._project._hashes.keys()
+    assert copy._project._buckets._drawn.keys() == probe._project._buckets._drawn.keys()
     assert not torch.equal(CausalLMProbe(built(FAMILIES["gemma3"]), size=512, seed=6).sketch(batch()), first)
 
 

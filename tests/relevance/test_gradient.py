@@ -2,12 +2,13 @@
 
 import pickle
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
 
 from lightning_pfl.relevance.gradient import GradientProbe, examples_of
-from lightning_pfl.relevance.sketches import CountSketch
+from lightning_pfl.relevance.sketches import ColumnSketch, CountSketch
 
 
 def network():
@@ -47,6 +48,64 @@ def test_an_examples_sketch_is_cut_to_the_norm_that_is_allowed():
     probe = GradientProbe(network(), loss, parameters=["4.weight"], size=64, max_norm=0.01)
 
     torch.testing.assert_close(probe.sketch(batch(1)).norm(), torch.tensor(0.01))
+
+
+class Classifier(L.LightningModule):
+    """Logs in its step, returns its loss in a mapping."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = network()
+
+    def training_step(self, batch, batch_idx):
+        value = loss(self.network, batch)
+        self.log("train_loss", value)
+        return {"loss": value, "more": 1}
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_lightning_modules_own_step_is_the_loss(recwarn):
+    """To the bit what the same loss gives when it is named; nobody is told that there is no Trainer to log to."""
+    proxy = Classifier()
+    named = GradientProbe(proxy.network, loss, parameters=["4.*"], size=64).sketch(batch())
+
+    assert torch.equal(GradientProbe(proxy, parameters=["network.4.*"], size=64).sketch(batch()), named)
+    assert not [warning for warning in recwarn if "self.log" in str(warning.message)]
+
+
+def test_a_proxy_that_was_trained_before_does_not_bring_its_trainer_along(tmp_path):
+    """It could not be sent to clients, and its step would log to that Trainer."""
+    proxy = Classifier()
+    data = [batch()]
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, **dict.fromkeys(quiet, False))
+    trainer.fit(proxy, torch.utils.data.DataLoader(data, batch_size=None))
+    probe = GradientProbe(proxy, parameters=["network.4.*"], size=64)
+    first = probe.sketch(batch())
+
+    assert torch.equal(pickle.loads(pickle.dumps(probe)).sketch(batch()), first)
+
+
+def test_a_module_without_a_loss_asks_for_one():
+    """Also one whose step returns something else."""
+
+    class Odd(Classifier):
+        def training_step(self, batch, batch_idx):
+            return None
+
+    with pytest.raises(TypeError, match=r"Sequential has no loss.*loss\(module, batch\)"):
+        GradientProbe(network(), parameters=["4.*"]).prepare()
+    with pytest.raises(TypeError, match="training_step` of Odd must return its loss"):
+        GradientProbe(Odd(), parameters=["network.4.*"], size=8).sketch(batch())
+
+
+def test_one_matrix_keeps_its_shape_for_a_projection_by_columns():
+    """8 inputs of the last layer."""
+    probe = GradientProbe(network(), loss, parameters=["4.weight"], projection=ColumnSketch(2, 8))
+
+    assert probe.sketch(batch()).shape == (16,)
 
 
 def test_a_probe_leaves_its_module_the_random_numbers_and_grad_mode_alone():
