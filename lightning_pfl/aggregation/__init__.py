@@ -6,14 +6,22 @@ from lightning_pfl.aggregation.guard import UpdateGuard, check_mixable
 from lightning_pfl.aggregation.local_only import LocalOnly
 from lightning_pfl.aggregation.mixture import MixtureAggregator
 from lightning_pfl.aggregation.relevance import RelevanceAggregator
+from lightning_pfl.aggregation.robust import RobustAggregator
+from lightning_pfl.aggregation.robust_rules import ClippedRelevance, CoordinateMedian, Krum, RobustRule, TrimmedMean
 from lightning_pfl.aggregation.uniform import UniformAggregator
 
 __all__ = [
     "Aggregator",
+    "ClippedRelevance",
+    "CoordinateMedian",
     "FedAvg",
+    "Krum",
     "LocalOnly",
     "MixtureAggregator",
     "RelevanceAggregator",
+    "RobustAggregator",
+    "RobustRule",
+    "TrimmedMean",
     "UniformAggregator",
     "UpdateGuard",
     "Welcome",

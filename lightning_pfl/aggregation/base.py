@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_pfl.aggregation.guard import UpdateGuard
-from lightning_pfl.types import Aggregation, ClientUpdate, Personalized
+from lightning_pfl.functional.averaging import weighted_mean
+from lightning_pfl.types import Aggregation, ClientUpdate, Personalized, SharedTensors
 
 __all__ = ["Aggregator", "Welcome", "WelcomingAggregator"]
 
@@ -49,6 +50,20 @@ class Aggregator(ABC):
         Raises:
             ValueError: updates that this rule cannot mix; the message names the clients and the tensors.
         """
+
+    def center(self, updates: Sequence[ClientUpdate]) -> SharedTensors:
+        """One value for the clients of one architecture: what the module on the driver shows, and a checkpoint of it.
+
+        Here the mean weighted by examples; no client receives it.
+
+        Args:
+            updates: at least one, all of one architecture.
+        """
+        counts = [update.num_examples for update in updates]
+        return SharedTensors(
+            common=weighted_mean([update.shared.common for update in updates], counts),
+            same_architecture=weighted_mean([update.shared.same_architecture for update in updates], counts),
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_pfl.types import FlatTensors, Layout
 
-__all__ = ["mix", "select", "weighted_mean"]
+__all__ = ["by_holders", "mix", "select", "weighted_mean", "write_names"]
 
 
 def mix(flats: Sequence[FlatTensors], rows: Tensor) -> list[FlatTensors]:
@@ -39,13 +39,13 @@ def mix(flats: Sequence[FlatTensors], rows: Tensor) -> list[FlatTensors]:
     count = len(flats)
     _require_weights(rows, (count, count))
     mixed = [flat.vector.clone() for flat in flats]
-    for holders, names, values in _by_holders(flats):
+    for holders, names, values in by_holders(flats):
         masses = rows.double()[holders][:, holders]
         totals = masses.sum(dim=1, keepdim=True)
         means = (masses / totals.where(totals > 0, 1.0)).float() @ values
         for row, (holder, total) in enumerate(zip(holders, totals.flatten().tolist(), strict=True)):
             if total > 0:
-                _write(mixed[holder], flats[holder].layout, names, means[row])
+                write_names(mixed[holder], flats[holder].layout, names, means[row])
     return [FlatTensors(flat.layout, vector) for flat, vector in zip(flats, mixed, strict=True)]
 
 
@@ -77,7 +77,7 @@ def weighted_mean(flats: Sequence[FlatTensors], weights: Sequence[float] | Tenso
         raise ValueError(f"A mean needs a client with a positive weight, but the weights are {masses.tolist()}.")
     parts: dict[str, Tensor] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    for holders, names, values in _by_holders(flats):
+    for holders, names, values in by_holders(flats):
         if not (total := masses[holders].sum()) > 0:
             continue
         mean = ((masses[holders] / total).float()[None, :] @ values)[0]
@@ -109,7 +109,7 @@ def select(flat: FlatTensors, names: Collection[str]) -> FlatTensors:
     return FlatTensors(Layout(tuple(name for name, _ in kept), tuple(shape for _, shape in kept)), vector)
 
 
-def _by_holders(flats: Sequence[FlatTensors]) -> Iterator[tuple[list[int], tuple[str, ...], Tensor]]:
+def by_holders(flats: Sequence[FlatTensors]) -> Iterator[tuple[list[int], tuple[str, ...], Tensor]]:
     """Names that the same clients hold, with those clients' values as one matrix ``[holders, numbers]``."""
     layouts = {flat.layout for flat in flats}
     if len(layouts) == 1:
@@ -138,7 +138,7 @@ def _by_holders(flats: Sequence[FlatTensors]) -> Iterator[tuple[list[int], tuple
         yield list(group), tuple(names), torch.stack(rows)
 
 
-def _write(vector: Tensor, layout: Layout, names: tuple[str, ...], values: Tensor) -> None:
+def write_names(vector: Tensor, layout: Layout, names: tuple[str, ...], values: Tensor) -> None:
     """Put the values of ``names``, which lie one after another, where the layout wants them; in place."""
     if names == layout.names:
         vector.copy_(values)

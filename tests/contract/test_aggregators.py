@@ -7,10 +7,14 @@ import pytest
 import torch
 
 from lightning_pfl.aggregation import (
+    ClippedRelevance,
     FedAvg,
+    Krum,
     LocalOnly,
     MixtureAggregator,
     RelevanceAggregator,
+    RobustAggregator,
+    TrimmedMean,
     UniformAggregator,
     UpdateGuard,
 )
@@ -34,6 +38,11 @@ AGGREGATORS = {
     "sample count": lambda **kwargs: MixtureAggregator(SampleCount(), **kwargs),
     "oracle": lambda **kwargs: MixtureAggregator(TaskGraph(TASKS), **kwargs),
     "fixed": lambda **kwargs: MixtureAggregator(FixedMatrix({a: dict.fromkeys(IDS, 1.0) for a in IDS}), **kwargs),
+    "median": lambda **kwargs: RobustAggregator(**kwargs),
+    "median for all": lambda **kwargs: RobustAggregator(global_branch=False, warm_start=True, **kwargs),
+    "trimmed mean": lambda **kwargs: RobustAggregator(TrimmedMean(), **kwargs),
+    "krum": lambda **kwargs: RobustAggregator(Krum(), **kwargs),
+    "clipped relevance": lambda **kwargs: RobustAggregator(ClippedRelevance(), **kwargs),
     "fresh uploads only": lambda **kwargs: UniformAggregator(max_staleness=0, **kwargs),
 }
 every_aggregator = pytest.mark.parametrize("make", AGGREGATORS.values(), ids=AGGREGATORS.keys())
