@@ -1,7 +1,7 @@
-"""What a run remembers for its user: who counted how much for whom in every round, and what travelled.
+"""What a run remembers for its user: who counted how much for whom in every round, who did not, and what travelled.
 
 `RelevanceRecord` is one round's N x N matrices; `RelevanceFile` keeps all of them as lines of JSON beside the run's
-other logs. `Traffic` counts bytes.
+other logs. `LeftOut` says whose turn did not count, and why. `Traffic` counts bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lightning_pfl.types import Aggregation
 
-__all__ = ["RelevanceFile", "RelevanceRecord", "Traffic"]
+__all__ = ["LeftOut", "RelevanceFile", "RelevanceRecord", "Traffic"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +109,21 @@ class RelevanceFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A client whose turn did not count in a round.
+
+    Attributes:
+        round: from 0.
+        client_id: whose turn.
+        reason: in words.
+    """
+
+    round: int
+    client_id: str
+    reason: str
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,9 @@ class FederatedLauncher(Launcher):
             seed=strategy.seed,
         )
         if len(plan.samples) > 1:
-            aggregator.aggregate(plan.samples, {})  # what cannot be mixed comes to light before anything runs
+            aggregator.aggregate(
+                list(plan.samples.values()), {}
+            )  # what cannot be mixed comes to light before anything runs
         return Rounds(
             plan,
             strategy.state_for(trainer, module, stage),
@@ -126,6 +128,7 @@ class FederatedLauncher(Launcher):
             aggregator=aggregator,
             exchange=exchange,
             fraction=strategy.fraction,
+            rules=strategy.rules,
             seed=strategy.seed,
         )
 

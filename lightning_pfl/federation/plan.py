@@ -50,7 +50,7 @@ class Plan:
         snapshot_of: which of them, by client id.
         fingerprints: of each snapshot's model.
         validating: who has validation data.
-        samples: what one client of each model would send, where that is known before it runs.
+        samples: what a client of each model would send, by snapshot, where that is known before it runs.
         file: where the snapshots' big tensors lie.
         settings: of this process, for turns that run in it.
         default_class: of the module that was handed to the Trainer.
@@ -61,7 +61,7 @@ class Plan:
     snapshot_of: Mapping[str, str]
     fingerprints: Mapping[str, Fingerprint]
     validating: frozenset[str]
-    samples: tuple[ClientUpdate, ...]
+    samples: Mapping[str, ClientUpdate]
     file: TensorFile
     settings: ProcessSettings
     default_class: type[L.LightningModule]
@@ -110,7 +110,8 @@ def make_plan(
     snapshot_of = _assign_models(clients)
     models = _models(clients, module, snapshot_of, seed)
     prepared = _prepared_callbacks(callbacks, exchange)
-    snapshots, fingerprints, samples, file = {}, {}, [], TensorFile()
+    snapshots, fingerprints, file = {}, {}, TensorFile()
+    samples: dict[str, ClientUpdate] = {}
     for key, model in models.items():
         late = _builds_late(model) or model in unbuilt
         if late and model not in unbuilt:
@@ -125,7 +126,7 @@ def make_plan(
             with _detached(data.datamodule):
                 snapshots[key] = Snapshot.take((client_trainer(), unbuilt[model] if late else model, data), file)
         if users and not late:
-            samples.append(ClientUpdate(users[0], 0, 1, exchange.architecture(model), exchange.upload(model)))
+            samples[key] = ClientUpdate(users[0], 0, 1, exchange.architecture(model), exchange.upload(model))
     validating = frozenset(
         client.id
         for client in clients
@@ -138,7 +139,7 @@ def make_plan(
         snapshot_of=snapshot_of,
         fingerprints=fingerprints,
         validating=validating,
-        samples=tuple(samples),
+        samples=samples,
         file=file,
         settings=ProcessSettings.capture(),
         default_class=type(module),

@@ -1,7 +1,8 @@
-"""`Rounds`: assign, let clients fit, aggregate. The server's work between two Lightning epochs.
+"""`Rounds`: assign, let clients fit, guard, aggregate. The server's work between two Lightning epochs.
 
-It knows clients by their ids and turns by their data; where they run is the pool's business, what is logged the
-server module's. A round that fails or is interrupted leaves the state of the last whole round.
+It knows clients by their ids and turns by their data; where they run is the pool's business, how long to wait for them
+`gathering`'s, what is logged the server module's. A round that fails, is skipped or interrupted leaves the state of the
+last whole round.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_pfl.aggregation import Aggregator
+from lightning_pfl.aggregation.guard import Expectation, Inspection
 from lightning_pfl.callbacks.federated import Exchange
-from lightning_pfl.errors import ClientFailedError
-from lightning_pfl.federation.history import RelevanceRecord, Traffic
+from lightning_pfl.errors import ClientFailedError, FederationError
+from lightning_pfl.federation.gathering import Gatherer, Harvest
+from lightning_pfl.federation.history import LeftOut, RelevanceRecord, Traffic
 from lightning_pfl.federation.jobs import Job, JobResult, LogRecord
 from lightning_pfl.federation.metrics import mean_over_clients
 from lightning_pfl.federation.plan import Plan
 from lightning_pfl.federation.pools import ClientPool
-from lightning_pfl.federation.schedule import client_seed, participants
+from lightning_pfl.federation.rules import Decision, RoundRules, Shortfall
+from lightning_pfl.federation.schedule import client_seed, participants, wanted
 from lightning_pfl.federation.server_state import ServerState
-from lightning_pfl.federation.store import ClientStore
-from lightning_pfl.functional.averaging import weighted_mean
-from lightning_pfl.types import Assignment, ClientUpdate, Personalized, SharedTensors
+from lightning_pfl.types import Assignment, ClientUpdate, FlatTensors, Personalized, SharedTensors
 
 __all__ = ["Evaluation", "RoundReport", "Rounds"]
 
@@ -41,11 +43,13 @@ class RoundReport:
         metrics: means over the round's clients, by the user's names (validation: ``*_local``).
         logs: what each client handed to its logger.
         relevance: the round's matrices.
+        counts: how many updates counted, and how many turns did not, by the names of metrics.
     """
 
     metrics: Mapping[str, float]
     logs: Mapping[str, Sequence[LogRecord]]
     relevance: RelevanceRecord
+    counts: Mapping[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,13 +78,14 @@ class Rounds:
         plan: of the run.
         state: of the server; changed in place, once per round.
         pool: started.
-        aggregator: the server's rule.
+        aggregator: the server's rule, with its guard.
         exchange: the driver's, for its own module.
         fraction: of clients per round.
+        rules: how long to wait for whom.
         seed: of the run.
 
     Attributes:
-        participants: of the last round that was begun.
+        participants: who delivered in the last round that was begun.
         round: which one that was.
         waiting: whether clients are at work.
     """
@@ -94,17 +99,19 @@ class Rounds:
         aggregator: Aggregator,
         exchange: Exchange,
         fraction: float,
+        rules: RoundRules,
         seed: int,
     ) -> None:
         self.plan = plan
         self.state = state
         self.waiting = False
         self.round: int | None = None
-        self._pool = pool
         self._aggregator = aggregator
         self._exchange = exchange
         self._fraction = fraction
+        self._rules = rules
         self._seed = seed
+        self._gatherer = Gatherer(pool, rules)
         self._clients = {client.id: client for client in plan.clients}
         self.participants: tuple[str, ...] = ()
 
@@ -113,42 +120,67 @@ class Rounds:
 
         Args:
             round: from 0.
-            module: the driver's; receives the mean of the adapters of its own architecture.
+            module: the driver's; receives the center of the adapters of its own architecture.
 
         Raises:
-            ClientFailedError: a client raised, or the places where it ran died too often.
+            ClientFailedError: a client raised, or the places where it ran died too often, and the round cannot do
+                without it.
+            FederationError: too few updates.
+            RejectedUpdateError: the guard is strict, and an update does not count.
         """
         self.round = round
-        self.participants = participants(tuple(self._clients), fraction=self._fraction, seed=self._seed, round=round)
-        _LOG.info("Round %d: %d of %d clients train.", round, len(self.participants), len(self._clients))
-        unconfirmed = ClientStore()  # a client's new state counts when the whole round does
+        drawn = participants(
+            tuple(self._clients),
+            fraction=self._fraction,
+            seed=self._seed,
+            round=round,
+            over_select=self._rules.over_select,
+        )
+        enough = min(wanted(len(self._clients), self._fraction), len(drawn))
+        asked = [client_id for client_id in drawn if client_id not in self._gatherer.pending]
+        _LOG.info("Round %d: %d of %d clients train.", round, len(asked), len(self._clients))
+        harvest = Harvest()
         try:
-            results = self._run(self.participants, TrainerFn.FITTING, round, keep=unconfirmed)
-            updates = [self._update(result) for result in results]
-            aggregation = self._aggregator.aggregate(updates, self.state.aggregator)
-            for client_id in unconfirmed.ids():
-                self.state.store.put(client_id, unconfirmed.get(client_id) or b"")
+            inspection = self._gather(harvest, asked, round, enough)
+            self.participants = tuple(client_id for client_id in self._clients if client_id in harvest.delivered)
+            if inspection is None:
+                return self._skipped(round, harvest)
+            aggregation = self._aggregator.aggregate(inspection.accepted, self.state.aggregator)
+            for update in inspection.accepted:
+                if (state := harvest.states.get(update.client_id)) is not None:
+                    self.state.store.put(update.client_id, state)
         finally:
-            unconfirmed.close()
-        for note in aggregation.notes:
+            harvest.states.close()
+        self._remember(round, harvest, inspection)
+        for note in (*inspection.notes, *aggregation.notes):
             _LOG.info("Round %d: %s", round, note)
-        for update in updates:
-            self.state.traffic[update.client_id] += Traffic(up=update.nbytes)
         record = self.state.accept(round, aggregation)
-        self._update_driver(module, updates)
+        self._update_driver(module, inspection.accepted)
+        accepted = [harvest.delivered[update.client_id] for update in inspection.accepted]
         return RoundReport(
-            metrics={**mean_over_clients([result.metrics for result in results]), **record.summary()},
-            logs={result.client_id: result.logs for result in results},
+            metrics={**mean_over_clients([result.metrics for result in accepted]), **record.summary()},
+            logs={client_id: harvest.delivered[client_id].logs for client_id in self.participants},
             relevance=record,
+            counts=self._counts(round, len(accepted)),
         )
 
     def evaluate(self, client_ids: Sequence[str], stage: TrainerFn, round: int) -> Evaluation:
         """Run clients' personalised models, each on the client's own data.
 
         Raises:
-            ClientFailedError: as `train`.
+            ClientFailedError, FederationError: a client raised or is late, and no quorum says that this is fine.
         """
-        results = self._run(client_ids, stage, round)
+        free = [client_id for client_id in client_ids if client_id not in self._gatherer.pending]
+        harvest, needed = Harvest(), self._rules.needed(len(free))
+        if free:
+            self._collect(harvest, [self.job(client_id, stage, round) for client_id in free], len(free), needed)
+        missing = harvest.missing()
+        if len(harvest.delivered) < needed and free:
+            raise self._too_few(Shortfall(round, 1, needed, len(harvest.delivered), missing), harvest)
+        self._gatherer.give_up(harvest)
+        for client_id, reason in missing.items():
+            _LOG.warning("Round %d: client `%s` was not evaluated: it %s.", round, client_id, reason)
+        results = [harvest.delivered[client_id] for client_id in free if client_id in harvest.delivered]
         if stage is TrainerFn.PREDICTING:
             return Evaluation(predictions={result.client_id: result.predictions for result in results})
         return Evaluation(metrics={result.client_id: result.metrics for result in results})
@@ -176,24 +208,106 @@ class Rounds:
             num_threads=self._clients[client_id].num_threads,
         )
 
-    def _run(
-        self, client_ids: Sequence[str], stage: TrainerFn, round: int, keep: ClientStore | None = None
-    ) -> list[JobResult]:
-        """Results in the order of the ids, whatever the order in which they come."""
-        jobs = [self.job(client_id, stage, round) for client_id in client_ids]
-        done: dict[str, JobResult] = {}
+    def _gather(self, harvest: Harvest, asked: Sequence[str], round: int, enough: int) -> Inspection | None:
+        """Ask clients until a round stands; None if it is skipped."""
+        jobs = {client_id: self.job(client_id, TrainerFn.FITTING, round) for client_id in asked}
+        needed, attempt, again = self._rules.needed(enough), 0, list(jobs.values())
+        while True:
+            attempt += 1
+            self._collect(harvest, again, enough, needed)
+            inspection = self._inspect(harvest)
+            counted = len(harvest.delivered) if self._rules.quorum is None else len(inspection.accepted)
+            if counted >= needed and inspection.accepted:
+                self._gatherer.finish(harvest, round)
+                return inspection
+            rejected = {client_id: f"was left out: {why}" for client_id, why in inspection.rejected.items()}
+            missing = {**harvest.missing(), **rejected}
+            shortfall = Shortfall(round, attempt, needed, min(counted, len(inspection.accepted)), missing)
+            decision = self._rules.below_quorum.decide(shortfall)
+            if decision is Decision.STOP:
+                raise self._too_few(shortfall, harvest)
+            _LOG.warning("%s. `%s` says: %s.", shortfall, type(self._rules.below_quorum).__name__, decision.name)
+            if decision is Decision.SKIP:
+                for client_id, reason in missing.items():
+                    self.state.left_out.append(LeftOut(round, client_id, reason))
+                self._gatherer.give_up(harvest)
+                self._gatherer.finish(harvest, round)
+                return None
+            again = self._gatherer.ask_again(harvest, jobs)
+
+    def _collect(self, harvest: Harvest, jobs: Sequence[Job], enough: int, needed: int) -> None:
         self.waiting = True
         try:
-            for result in self._pool.run(jobs):
-                if result.failure is not None:
-                    raise ClientFailedError(result.client_id, round, result.failure.trace)
-                if keep is not None and result.state is not None:
-                    keep.put(result.client_id, result.state)
-                done[result.client_id] = replace(result, state=None)
-                _LOG.info("Round %d: %d of %d clients done (%s).", round, len(done), len(jobs), result.client_id)
+            self._gatherer.collect(harvest, jobs, wanted=enough, needed=needed)
         finally:
             self.waiting = False
-        return [done[client_id] for client_id in client_ids]
+
+    def _inspect(self, harvest: Harvest) -> Inspection:
+        """What the guard says of the updates that have come."""
+        updates = [self._update(result) for result in harvest.delivered.values()]
+        return self._aggregator.guard.inspect(
+            updates,
+            expected={update.client_id: self._expected(harvest.assignments[update.client_id]) for update in updates},
+            measures=self.state.measures,
+        )
+
+    def _expected(self, assignment: Assignment) -> Expectation:
+        client_id = assignment.client_id
+        sample = self.plan.samples.get(self.plan.snapshot_of[client_id])
+        layouts = None if sample is None else (sample.shared.common.layout, sample.shared.same_architecture.layout)
+        architecture = None if sample is None else sample.architecture
+        if sample is None and client_id in self.state.layouts:
+            architecture, *known = self.state.layouts[client_id]
+            layouts = known[0], known[1]
+        return Expectation(
+            round=assignment.round,
+            architecture=architecture,
+            layouts=layouts,
+            start=_start(None if sample is None else sample.shared, assignment.personalized.start),
+            sketch_size=self.state.sketch_size,
+            counted=self._clients[client_id].num_examples is not None,
+        )
+
+    def _remember(self, round: int, harvest: Harvest, inspection: Inspection) -> None:
+        """What is known after a round that counts."""
+        self.state.measures = inspection.measures
+        for update in inspection.accepted:
+            if self.plan.snapshot_of[update.client_id] not in self.plan.samples:
+                shared = update.shared
+                known = update.architecture, shared.common.layout, shared.same_architecture.layout
+                self.state.layouts.setdefault(update.client_id, known)
+            if update.sketch is not None:
+                self.state.sketch_size = update.sketch.numel()
+        for result in harvest.delivered.values():
+            assert result.update is not None
+            self.state.traffic[result.client_id] += Traffic(up=result.update.nbytes)
+        reasons = {client_id: f"failed:\n{failure.trace}" for client_id, failure in harvest.failed.items()}
+        for client_id, reason in {**reasons, **inspection.rejected}.items():
+            times = 1 + sum(one.client_id == client_id for one in self.state.left_out)
+            said = reason if client_id in inspection.rejected else harvest.missing()[client_id]
+            self.state.left_out.append(LeftOut(round, client_id, said))
+            _LOG.warning(
+                "Round %d: client `%s` was left out, for the %d. time; it goes on from where it was before. Reason: %s",
+                *(round, client_id, times, reason),
+            )
+
+    def _skipped(self, round: int, harvest: Harvest) -> RoundReport:
+        record = RelevanceRecord(round, (), None, None)
+        self.state.relevance.append(record)
+        logs = {client_id: harvest.delivered[client_id].logs for client_id in self.participants}
+        return RoundReport(metrics={}, logs=logs, relevance=record, counts=self._counts(round, 0))
+
+    def _counts(self, round: int, updates: int) -> dict[str, float]:
+        left_out = sum(one.round == round for one in self.state.left_out)
+        return {"round/updates": float(updates), "round/left_out": float(left_out)}
+
+    def _too_few(self, shortfall: Shortfall, harvest: Harvest) -> FederationError:
+        for client_id, failure in harvest.failed.items():
+            return ClientFailedError(client_id, shortfall.round, failure.trace)
+        return FederationError(
+            f"{shortfall}. Give clients more time (`RoundRules(deadline=...)`), let the round do with fewer "
+            "(`quorum=...`), or say what else is to be done (`below_quorum=RetryRound(...)` or `SkipRound()`)."
+        )
 
     def _update(self, result: JobResult) -> ClientUpdate:
         assert result.update is not None
@@ -202,12 +316,15 @@ class Rounds:
 
     def _update_driver(self, module: L.LightningModule, updates: Sequence[ClientUpdate]) -> None:
         mine = self._exchange.architecture(module)
-        alike = [update for update in updates if update.architecture == mine]
-        if not alike:
-            return
-        counts = [update.num_examples for update in alike]
-        mean = SharedTensors(
-            common=weighted_mean([update.shared.common for update in alike], counts),
-            same_architecture=weighted_mean([update.shared.same_architecture for update in alike], counts),
-        )
-        self._exchange.receive(module, Personalized(start=mean))
+        if alike := [update for update in updates if update.architecture == mine]:
+            self._exchange.receive(module, Personalized(start=self._aggregator.center(alike)))
+
+
+def _start(built: SharedTensors | None, sent: SharedTensors | None) -> SharedTensors | None:
+    """From where a client sets out: as its model is built, with what the server sends over it."""
+    if built is None or sent is None:
+        return sent if built is None else built
+    return SharedTensors(
+        FlatTensors.pack({**built.common.unpack(), **sent.common.unpack()}),
+        FlatTensors.pack({**built.same_architecture.unpack(), **sent.same_architecture.unpack()}),
+    )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from math import ceil
 
 import torch
 
-__all__ = ["client_seed", "participants"]
+__all__ = ["client_seed", "participants", "wanted"]
 
 
-def participants(client_ids: Sequence[str], *, fraction: float, seed: int, round: int) -> tuple[str, ...]:
+def participants(
+    client_ids: Sequence[str], *, fraction: float, seed: int, round: int, over_select: float = 0.0
+) -> tuple[str, ...]:
     """Draw a round's clients, without replacement.
 
     Args:
@@ -18,6 +21,7 @@ def participants(client_ids: Sequence[str], *, fraction: float, seed: int, round
         fraction: how many of them take part, above 0 to 1; at least one does.
         seed: of the run.
         round: from 0.
+        over_select: which share to draw beyond that; without it the same clients are drawn, and fewer.
 
     Returns:
         Ids in the order of ``client_ids``.
@@ -28,12 +32,22 @@ def participants(client_ids: Sequence[str], *, fraction: float, seed: int, round
         >>> len(participants(["a", "b", "c"], fraction=0.5, seed=0, round=0))
         2
     """
-    count = max(1, int(len(client_ids) * fraction + 0.5))
+    count = ceil(wanted(len(client_ids), fraction) * (1 + over_select) - 1e-9)
     if count >= len(client_ids):
         return tuple(client_ids)
     generator = torch.Generator().manual_seed(_number(f"round {round} of {seed}"))
     drawn = torch.randperm(len(client_ids), generator=generator)[:count].tolist()
     return tuple(client_ids[index] for index in sorted(drawn))
+
+
+def wanted(num_clients: int, fraction: float) -> int:
+    """How many clients a fraction of them is; at least one.
+
+    Example:
+        >>> wanted(10, 0.25), wanted(10, 0.01)
+        (3, 1)
+    """
+    return max(1, int(num_clients * fraction + 0.5))
 
 
 def client_seed(seed: int, client_id: str) -> int:

@@ -9,13 +9,13 @@ from lightning_pfl.aggregation import Aggregator
 from lightning_pfl.aggregation.memory import dump_flat, load_flat
 from lightning_pfl.errors import CheckpointMismatchError
 from lightning_pfl.federation.fingerprint import Fingerprint
-from lightning_pfl.federation.history import RelevanceRecord, Traffic
+from lightning_pfl.federation.history import LeftOut, RelevanceRecord, Traffic
 from lightning_pfl.federation.store import ClientStore
-from lightning_pfl.types import Aggregation, Personalized, SharedTensors
+from lightning_pfl.types import Aggregation, Layout, Personalized, SharedTensors
 
 __all__ = ["ServerState"]
 
-_VERSION = 1
+_VERSION = 2
 
 
 @final
@@ -31,6 +31,10 @@ class ServerState:
         personalized: what each known client receives next.
         newcomer: what a client receives that has never sent anything.
         relevance: one record per round.
+        left_out: whose turns did not count, in order.
+        measures: sizes of updates so far, for the guard.
+        layouts: what each client shares whose model is not known on the driver, as it was first accepted.
+        sketch_size: numbers in a sketch; None while nobody has sent any.
         traffic: per client, bytes so far.
     """
 
@@ -41,6 +45,10 @@ class ServerState:
         self.personalized: dict[str, Personalized] = {}
         self.newcomer = Personalized()
         self.relevance: list[RelevanceRecord] = []
+        self.left_out: list[LeftOut] = []
+        self.measures: Mapping[str, Sequence[float]] = {}
+        self.layouts: dict[str, tuple[str, Layout, Layout]] = {}
+        self.sketch_size: int | None = None
         self.traffic = {client_id: Traffic() for client_id in self.client_ids}
         self._received: dict[str, Personalized] = {}
 
@@ -77,6 +85,10 @@ class ServerState:
                 if one is self.personalized.get(client_id, self.newcomer)
             ],
             "relevance": [record.dump() for record in self.relevance],
+            "left_out": [[one.round, one.client_id, one.reason] for one in self.left_out],
+            "measures": {name: list(sizes) for name, sizes in self.measures.items()},
+            "layouts": {client_id: _dump_layouts(*known) for client_id, known in self.layouts.items()},
+            "sketch_size": self.sketch_size,
             "traffic": {client_id: [one.up, one.down] for client_id, one in self.traffic.items()},
             "store": self.store.state_dict(),
         }
@@ -102,6 +114,10 @@ class ServerState:
         self.newcomer = _load(saved["newcomer"])
         self._received = {client_id: self.personalized.get(client_id, self.newcomer) for client_id in saved["received"]}
         self.relevance = [RelevanceRecord.load(entry) for entry in saved["relevance"]]
+        self.left_out = [LeftOut(*entry) for entry in saved["left_out"]]
+        self.measures = saved["measures"]
+        self.layouts = {client_id: _load_layouts(entry) for client_id, entry in saved["layouts"].items()}
+        self.sketch_size = saved["sketch_size"]
         self.traffic = {client_id: Traffic(*numbers) for client_id, numbers in saved["traffic"].items()}
 
     def _check(
@@ -142,6 +158,15 @@ class ServerState:
                 f"The checkpoint does not fit {name}: it differs in {what}. Resume with the model and the "
                 "adapters (rank, target modules, number of blocks) of the run that wrote it."
             )
+
+
+def _dump_layouts(architecture: str, *layouts: Layout) -> list[Any]:
+    return [architecture, *([list(one.names), [list(shape) for shape in one.shapes]] for one in layouts)]
+
+
+def _load_layouts(entry: Sequence[Any]) -> tuple[str, Layout, Layout]:
+    common, bound = (Layout(tuple(names), tuple(tuple(shape) for shape in shapes)) for names, shapes in entry[1:])
+    return entry[0], common, bound
 
 
 def _dump(personalized: Personalized) -> dict[str, Any]:

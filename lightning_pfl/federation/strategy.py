@@ -25,11 +25,12 @@ from lightning_pfl.callbacks.federated import Exchange, SketchSource
 from lightning_pfl.errors import FederationError
 from lightning_pfl.federation._compat import MockOptimizer
 from lightning_pfl.federation.client import Client, as_clients
-from lightning_pfl.federation.history import RelevanceRecord, Traffic
+from lightning_pfl.federation.history import LeftOut, RelevanceRecord, Traffic
 from lightning_pfl.federation.launcher import FederatedLauncher
 from lightning_pfl.federation.personal import export, personalize
 from lightning_pfl.federation.pools import ClientPool, RayPool
 from lightning_pfl.federation.rounds import Rounds
+from lightning_pfl.federation.rules import RoundRules
 from lightning_pfl.federation.server_state import ServerState
 from lightning_pfl.federation.store import ClientStore
 from lightning_pfl.federation.template import ClientTemplate
@@ -58,6 +59,8 @@ class FederatedStrategy(SingleDeviceStrategy):
         fraction: of the clients that take part in a round, above 0 to 1.
         share: tensors that clients share beside those of callbacks such as `CoLoRA`: names as in ``state_dict``, names
             of submodules, or patterns with ``*``.
+        rules: how long a round waits, for how many clients, and what becomes of the rest. None: it waits for all of
+            them, and a client that fails ends the run.
         store: where clients' private states lie between turns. None: in memory up to a cap, then on the local disk.
         seed: of everything that is drawn: who takes part, and each client's random stream.
 
@@ -87,13 +90,18 @@ class FederatedStrategy(SingleDeviceStrategy):
         local_steps: int | None = None,
         fraction: float = 1.0,
         share: Sequence[str] = (),
+        rules: RoundRules | None = None,
         store: ClientStore | None = None,
         seed: int = 0,
     ) -> None:
         self._clients_accelerator: Accelerator | None = None
         self.client_precision: Precision | None = None  # the driver itself computes nothing
         super().__init__("cpu")
-        for name, value, kind in (("aggregator", aggregator, Aggregator), ("pool", pool, ClientPool)):
+        for name, value, kind in (
+            ("aggregator", aggregator, Aggregator),
+            ("pool", pool, ClientPool),
+            ("rules", rules, RoundRules),
+        ):
             if value is not None and not isinstance(value, kind):
                 raise TypeError(f"`{name}` must be a {kind.__name__}, but is {value!r}.")
         for name, number in (("local_epochs", local_epochs), ("local_steps", local_steps)):
@@ -110,6 +118,7 @@ class FederatedStrategy(SingleDeviceStrategy):
         self.local_steps = local_steps
         self.fraction = fraction
         self.share = tuple(share)
+        self.rules = rules or RoundRules()
         self.store = store or ClientStore()
         self.seed = seed
         self.parallel_devices: list[torch.device] | None = None  # Lightning fills it in
@@ -141,6 +150,11 @@ class FederatedStrategy(SingleDeviceStrategy):
     def relevance(self) -> list[RelevanceRecord]:
         """Who counted how much for whom, one record per round."""
         return list(self._state.relevance)
+
+    @property
+    def left_out(self) -> list[LeftOut]:
+        """Whose turns did not count in which round, and why: rejected by the guard, failed, or late."""
+        return list(self._state.left_out)
 
     @property
     def traffic(self) -> Mapping[str, Traffic]:

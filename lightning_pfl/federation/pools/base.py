@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from lightning_pfl.federation.client import Client
 from lightning_pfl.federation.jobs import Job, JobResult
@@ -16,7 +17,7 @@ class ClientPool(ABC):
     """Runs jobs. The same jobs give the same results, bit for bit, on every pool, in any number of places.
 
     A pool is entered once per ``trainer.fit`` (or validate, test, predict) and closed at its end, also when the run
-    is interrupted. It can be started again after it was closed.
+    is interrupted. It can be started again after it was closed. A client has at most one job at a time.
     """
 
     @abstractmethod
@@ -32,13 +33,48 @@ class ClientPool(ABC):
         """
 
     @abstractmethod
-    def run(self, jobs: Sequence[Job]) -> Iterator[JobResult]:
-        """Run jobs and yield each result as soon as it is there, in any order.
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Hand over jobs, beside those that are still at work."""
 
-        A job that raised yields a result with a `Failure`, and the others go on. A job whose place died is run again
-        in a new place, a bounded number of times, before it counts as failed.
+    @abstractmethod
+    def next(self, timeout: float | None = None) -> JobResult | None:
+        """Wait for the next result of any job, in the order in which they come.
+
+        A job that raised gives a result with a `Failure`, and the others go on. A job whose place died is run again in
+        a new place, a bounded number of times, before it counts as failed.
+
+        Args:
+            timeout: seconds. None: as long as it takes.
+
+        Returns:
+            The result. None: the time is over, or there is nothing to wait for.
         """
+
+    @abstractmethod
+    def cancel(self, client_ids: Collection[str]) -> None:
+        """Give up these clients' jobs: they end where they can be ended, and their results never come."""
 
     @abstractmethod
     def close(self) -> None:
         """Give everything back. Safe to call twice, and after an interrupt."""
+
+    def wait_until_ready(self) -> None:
+        """Wait until places are ready to work, so that their start does not count against a deadline."""
+
+    def now(self) -> float:
+        """The time in seconds by which `next` waits, from any beginning."""
+        return time.monotonic()
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[JobResult]:
+        """Run jobs and yield each result as soon as it is there, in any order; cancel what is left if nobody reads."""
+        self.submit(jobs)
+        left = [job.assignment.client_id for job in jobs]
+        try:
+            while left:
+                result = self.next()
+                assert result is not None, "without a timeout, what was submitted comes"
+                left.remove(result.client_id)
+                yield result
+        finally:
+            if left:
+                self.cancel(left)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
 from typing import final
 
 import torch
@@ -22,7 +23,8 @@ __all__ = ["LocalPool"]
 class LocalPool(ClientPool):
     """Runs every turn in this process, without other processes and without Ray.
 
-    A turn leaves random generators, threads, signal handlers and autograd modes of the process as it found them.
+    A turn leaves random generators, threads, signal handlers and autograd modes of the process as it found them. A turn
+    that has begun cannot be cancelled: a deadline (`RoundRules`) only keeps further ones from beginning.
 
     Args:
         resources: named resources of the cluster that this process stands in for, so that clients which ask for them
@@ -40,6 +42,7 @@ class LocalPool(ClientPool):
         self._resources = dict(resources or {})
         self._snapshots: dict[str, Snapshot] = {}
         self._settings: ProcessSettings | None = None
+        self._queue: deque[Job] = deque()
 
     def start(self, clients: Sequence[Client], snapshots: Mapping[str, Snapshot]) -> None:
         """Check that each client fits into this process. See `ClientPool.start`."""
@@ -56,21 +59,31 @@ class LocalPool(ClientPool):
         self._snapshots = dict(snapshots)
         self._settings = ProcessSettings.capture()
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[JobResult]:
-        """Run the jobs in their order. See `ClientPool.run`."""
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queue them. See `ClientPool.submit`."""
         if self._settings is None and jobs:
             raise RuntimeError(
-                "This `LocalPool` is not running: call `start` before `run`, and not `close` in between."
+                "This `LocalPool` is not running: call `start` before `submit`, and not `close` in between."
             )
-        for job in jobs:
-            assert self._settings is not None
-            with self._settings.turn(seed=job.seed, num_threads=job.num_threads):
-                result = run_job(self._snapshots[job.snapshot], job)
-            yield result
+        self._queue.extend(jobs)
+
+    def next(self, timeout: float | None = None) -> JobResult | None:
+        """Run the next job in their order, to its end. See `ClientPool.next`."""
+        if not self._queue or (timeout is not None and timeout <= 0):
+            return None
+        assert self._settings is not None
+        job = self._queue.popleft()
+        with self._settings.turn(seed=job.seed, num_threads=job.num_threads):
+            return run_job(self._snapshots[job.snapshot], job)
+
+    def cancel(self, client_ids: Collection[str]) -> None:
+        """Forget those that have not begun. See `ClientPool.cancel`."""
+        self._queue = deque(job for job in self._queue if job.assignment.client_id not in client_ids)
 
     def close(self) -> None:
         """Forget the snapshots. See `ClientPool.close`."""
         self._snapshots, self._settings = {}, None
+        self._queue.clear()
 
 
 def _num_gpus() -> int:

@@ -16,7 +16,7 @@ import sys
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -107,6 +107,7 @@ class RayPool(ClientPool):
 
     def _reset(self) -> None:
         self._slots: list[_Slot] = []
+        self._waiting: dict[Demand, deque[_Turn]] = {}
         self._demands: dict[str, Demand] = {}
         self._files: dict[str, TensorFileRef] = {}
         self._pieces: dict[str, list[Any]] = {}
@@ -168,35 +169,59 @@ class RayPool(ClientPool):
                 self._owns_ray = False
                 ray.shutdown()
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[JobResult]:
-        """Run the jobs, each on the next free actor of its size. See `ClientPool.run`."""
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Hand them to the next free actors of their size. See `ClientPool.submit`."""
         if jobs and not self._demands:
-            raise RuntimeError("This `RayPool` is not running: call `start` before `run`, and not `close` in between.")
-        turns = [_Turn(job) for job in jobs]
-        waiting: dict[Demand, deque[_Turn]] = {}
-        for turn in turns:
-            waiting.setdefault(self._demands[turn.job.assignment.client_id], deque()).append(turn)
-        open_turns, last_news = set(turns), time.monotonic()
-        while open_turns:
-            self._assign(waiting)
+            raise RuntimeError(
+                "This `RayPool` is not running: call `start` before `submit`, and not `close` in between."
+            )
+        for job in jobs:
+            self._waiting.setdefault(self._demands[job.assignment.client_id], deque()).append(_Turn(job))
+        self._assign()
+
+    def next(self, timeout: float | None = None) -> JobResult | None:
+        """Wait for the next result. See `ClientPool.next`."""
+        start = time.monotonic()
+        while any(self._waiting.values()) or any(slot.turn is not None for slot in self._slots):
+            self._assign()
             answers = {slot.answer: slot for slot in self._slots if slot.answer is not None}
             assert answers, "every client fits on some node, so somebody is at work or starting"
-            done = _wait(list(answers), timeout=_PATIENCE)
+            left = _PATIENCE if timeout is None else max(0.0, start + timeout - time.monotonic())
+            done = _wait(list(answers), timeout=min(_PATIENCE, left))
+            if not done and left <= _PATIENCE and timeout is not None:
+                return None
             if not done:
-                self._say_what_is_waited_for(time.monotonic() - last_news)
+                self._say_what_is_waited_for(time.monotonic() - start)
                 continue
-            last_news = time.monotonic()
             slot = answers[done[0]]
-            told, slot.turn, slot.answer = slot.turn, None, None
-            result = self._take(done[0], slot, told)
-            if told not in open_turns:  # an actor got ready, or this was left over from a call that was given up
+            turn, slot.turn, slot.answer = slot.turn, None, None
+            result = self._take(done[0], slot, turn)
+            if result is not None and turn is not None:
+                self._assign()  # before the caller gets to work on this result
+                return result
+            if turn is not None:
+                self._waiting[slot.demand].appendleft(turn)
+        return None
+
+    def cancel(self, client_ids: Collection[str]) -> None:
+        """Kill the actors that run them and start others. See `ClientPool.cancel`."""
+        for demand, queue in self._waiting.items():
+            self._waiting[demand] = deque(turn for turn in queue if turn.job.assignment.client_id not in client_ids)
+        for slot in list(self._slots):
+            if slot.turn is not None and slot.turn.job.assignment.client_id in client_ids:
+                self._drop(slot)
+                self._start_actor(slot.demand)
+
+    def wait_until_ready(self) -> None:
+        """Wait for actors that warm up. See `ClientPool.wait_until_ready`."""
+        while starting := {slot.answer: slot for slot in self._slots if slot.answer is not None and slot.turn is None}:
+            done = _wait(list(starting), timeout=_PATIENCE)
+            if not done:
+                self._say_what_is_waited_for(_PATIENCE)
                 continue
-            if result is None:
-                waiting[slot.demand].appendleft(told)
-            else:
-                open_turns.discard(told)
-                self._assign(waiting)  # before the caller gets to work on this result
-                yield result
+            slot = starting[done[0]]
+            slot.answer = None
+            self._take(done[0], slot, None)
 
     def _take(self, answer: Any, slot: _Slot, turn: _Turn | None) -> JobResult | None:
         """Read an actor's answer and do what it calls for; None if it is no result."""
@@ -239,14 +264,14 @@ class RayPool(ClientPool):
         trace = f"The actor that ran it died, {turn.deaths} times in a row. The last time: {error}"
         return JobResult(client_id, failure=Failure(trace, lost=True))
 
-    def _assign(self, waiting: Mapping[Demand, deque[_Turn]]) -> None:
+    def _assign(self) -> None:
         """Give free actors the next job of their size; where a size has no actor at all, make room for one."""
         for slot in self._slots:
-            if slot.answer is None and (queue := waiting.get(slot.demand)):
+            if slot.answer is None and (queue := self._waiting.get(slot.demand)):
                 slot.turn = queue.popleft()
                 job = slot.turn.job
                 slot.answer = slot.actor.run.remote(dump(job), job.snapshot, job.seed, job.num_threads)
-        for demand, queue in waiting.items():
+        for demand, queue in self._waiting.items():
             actors = sum(slot.demand == demand for slot in self._slots)
             while actors < len(queue) and (demand.amounts or actors == 0):
                 idle = next((slot for slot in self._slots if slot.answer is None), None)
