@@ -186,6 +186,7 @@ class ClientUpdate:
         shared: the client's trained tensors L.
         sketch: what its task looks like, float32 of shape ``[k]``; None when no probe runs.
         metrics: the client's own metrics of the round, by the user's names.
+        staleness: so many rounds after `round` it is mixed; the server's own knowledge, whatever a client says.
     """
 
     client_id: str
@@ -195,6 +196,7 @@ class ClientUpdate:
     shared: SharedTensors
     sketch: Tensor | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    staleness: int = 0
 
     @property
     def nbytes(self) -> int:

@@ -11,6 +11,7 @@ from lightning_pfl.aggregation.base import Aggregator
 from lightning_pfl.aggregation.guard import UpdateGuard, check_mixable
 from lightning_pfl.aggregation.memory import copied, dump_flat, load_flat, require_rule
 from lightning_pfl.functional.averaging import select, weighted_mean
+from lightning_pfl.functional.staleness import staleness_weight
 from lightning_pfl.types import Aggregation, ClientUpdate, FlatTensors, Personalized, SharedTensors
 
 __all__ = ["FedAvg"]
@@ -27,10 +28,17 @@ class FedAvg(Aggregator):
     mean overwrites the client's own adapter.
 
     Args:
+        staleness_exponent: a, how fast an update that comes late (`UseLate`) loses weight: its examples count
+            :math:`(1 + s)^{-a}` times, s rounds late. 0: it counts like any other.
         guard: what an update must satisfy to count.
 
+    Raises:
+        ValueError: a negative exponent.
+
     Source:
-        McMahan et al., AISTATS 2017, arXiv:1602.05629, Algorithm 1.
+        McMahan et al., AISTATS 2017, arXiv:1602.05629, Algorithm 1. Weights of late updates: FedBuff, Nguyen et al.,
+        AISTATS 2022, arXiv:2106.06639, with a = 0.5. FedBuff adds changes to the server's model; here the mean of the
+        clients' values takes its place, late or not.
 
     Example:
         >>> values = {"ward-3": (0.0, 1), "ward-7": (4.0, 3)}
@@ -42,7 +50,9 @@ class FedAvg(Aggregator):
         tensor([3.])
     """
 
-    def __init__(self, *, guard: UpdateGuard | None = None) -> None:
+    def __init__(self, *, staleness_exponent: float = 0.0, guard: UpdateGuard | None = None) -> None:
+        self.staleness_exponent = staleness_exponent
+        staleness_weight(0, staleness_exponent)  # raises if it is out of range
         self.guard = guard or UpdateGuard()
 
     @property
@@ -74,15 +84,15 @@ class FedAvg(Aggregator):
             known[update.client_id] = update.shared
         clients = {client: members[client] for client in sorted(members)}
         check_mixable(known, {client: entry["architecture"] for client, entry in clients.items()})
-        common = _renewed(last, accepted)
+        weigh = {one.client_id: one.num_examples * self._fresh(one) for one in accepted}
+        common = _renewed(last, accepted, weigh)
         for architecture in sorted({update.architecture for update in accepted}):
             group = [update for update in accepted if update.architecture == architecture]
             bound[architecture] = weighted_mean(
-                [update.shared.same_architecture for update in group], [update.num_examples for update in group]
+                [update.shared.same_architecture for update in group], [weigh[update.client_id] for update in group]
             )
         everywhere = set.intersection(*(set(entry["names"]) for entry in clients.values()))
-        examples = {update.client_id: update.num_examples for update in accepted}
-        row = torch.tensor([float(examples.get(client, 0)) for client in clients])
+        row = torch.tensor([float(weigh.get(client, 0)) for client in clients])
         return Aggregation(
             personalized={
                 client: Personalized(
@@ -101,8 +111,11 @@ class FedAvg(Aggregator):
             weights=(row / row.sum()).repeat(len(clients), 1),
         )
 
+    def _fresh(self, update: ClientUpdate) -> float:
+        return staleness_weight(update.staleness, self.staleness_exponent)
 
-def _renewed(last: FlatTensors, updates: Sequence[ClientUpdate]) -> FlatTensors:
+
+def _renewed(last: FlatTensors, updates: Sequence[ClientUpdate], weigh: Mapping[str, float]) -> FlatTensors:
     """The participants' mean, and the last mean of names that none of them holds."""
-    mean = weighted_mean([update.shared.common for update in updates], [update.num_examples for update in updates])
+    mean = weighted_mean([update.shared.common for update in updates], [weigh[one.client_id] for one in updates])
     return FlatTensors.pack({**last.unpack(), **mean.unpack()})

@@ -173,7 +173,9 @@ class UpdateGuard:
             mine = {client: own[measure] for client, own in sizes.items() if measure in own}
             for client, size in mine.items():
                 others = _others(mine, client, before.get(measure, ()))
-                fence = upper_fence(others, factor=factor, spreads=self.spreads) if len(others) > 1 else None
+                fence = None  # two who differ by far are no measure of a third, so the fence is not wary
+                if len(others) > 1:
+                    fence = upper_fence(others, factor=factor, spreads=self.spreads, wary=False)
                 if fence is not None and size > fence:
                     found.setdefault(
                         client,

@@ -101,7 +101,7 @@ class MixtureAggregator(WelcomingAggregator):
         if not uploads:
             raise ValueError("There is nothing to aggregate: no client has sent an update that counts.")
         _check(uploads)
-        now = max([*(update.round for update in updates), state.get("round", 0)])
+        now = max([*(update.round + update.staleness for update in updates), state.get("round", 0)])
         peers = self._peers(uploads, now)
         rows = self.weights.rows(peers)
         frozen = _mixtures(uploads, rows) if self.global_branch else {}
@@ -161,6 +161,7 @@ class MixtureAggregator(WelcomingAggregator):
             similarity=self._similarity(uploads) if any(sketched) else None,
             sketched=tuple(sketched),
             newcomers=newcomers,
+            ages=tuple(max(0, now - upload.round) for upload in uploads.values()),
         )
 
     def _similarity(self, uploads: Mapping[str, Upload]) -> Tensor:

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import final
 
+from lightning.pytorch.trainer.states import TrainerFn
+
 from lightning_pfl.federation.jobs import Failure, Job, JobResult
 from lightning_pfl.federation.pools import ClientPool
 from lightning_pfl.federation.rules import RoundRules
@@ -21,14 +23,16 @@ from lightning_pfl.types import Assignment
 __all__ = ["Gatherer", "Harvest"]
 
 _LOG = logging.getLogger(__name__)
+_LATE = "is late"
 
 
 @final
 @dataclass(eq=False)
 class Harvest:
-    """What has come of one round's turns so far.
+    """What has come of one round's turns so far, of one kind: training, or evaluating.
 
     Attributes:
+        stage: of all of them.
         states: delivered clients' new private states, until it is clear whether the round counts.
         delivered: results without their states, by client id; also of clients that were asked in an earlier round.
         assignments: what each delivered client was asked.
@@ -36,6 +40,7 @@ class Harvest:
         open: jobs at work.
     """
 
+    stage: TrainerFn
     states: ClientStore = field(default_factory=ClientStore)
     delivered: dict[str, JobResult] = field(default_factory=dict)
     assignments: dict[str, Assignment] = field(default_factory=dict)
@@ -44,8 +49,18 @@ class Harvest:
 
     def missing(self) -> dict[str, str]:
         """Why clients have not delivered, in words."""
-        reasons = {client_id: f"failed ({_last_line(failure.trace)})" for client_id, failure in self.failed.items()}
-        return reasons | dict.fromkeys(self.open, "is late")
+        failed = {name: f"failed ({_last_line(failure.trace)})" for name, failure in sorted(self.failed.items())}
+        return failed | dict.fromkeys(sorted(self.open), _LATE)
+
+    def take(self, result: JobResult, assignment: Assignment) -> None:
+        """Note what has come of a client's turn."""
+        if result.failure is not None:
+            self.failed[result.client_id] = result.failure
+            return
+        if result.state is not None:
+            self.states.put(result.client_id, result.state)
+        self.delivered[result.client_id] = replace(result, state=None)
+        self.assignments[result.client_id] = assignment
 
 
 @final
@@ -57,11 +72,12 @@ class Gatherer:
         rules: of the run.
 
     Attributes:
-        pending: clients that are still at work for an earlier round, with what they were asked.
+        pending: clients that still train for an earlier round, with what they were asked.
     """
 
     def __init__(self, pool: ClientPool, rules: RoundRules) -> None:
         self.pending: dict[str, Assignment] = {}
+        self._arrived: list[JobResult] = []  # of pending clients, while others were evaluated
         self._pool = pool
         self._rules = rules
 
@@ -74,73 +90,77 @@ class Gatherer:
             wanted: how many results are enough.
             needed: with fewer it is no use to wait.
         """
+        end = None
         if self._rules.deadline is not None:
             self._pool.wait_until_ready()
-        end = None if self._rules.deadline is None else self._pool.now() + self._rules.deadline
+            end = self._pool.now() + self._rules.deadline
         for job in jobs:
             harvest.failed.pop(job.assignment.client_id, None)
             harvest.open[job.assignment.client_id] = job
         self._pool.submit(jobs)
-        total = len(harvest.delivered) + len(harvest.open)
         while self._waits_on(harvest, wanted=wanted, needed=needed):
-            result = self._pool.next(None if end is None else end - self._pool.now())
+            if harvest.stage is TrainerFn.FITTING and self._arrived:
+                result: JobResult | None = self._arrived.pop(0)
+            else:
+                result = self._pool.next(None if end is None else end - self._pool.now())
             if result is None:
                 break
-            self._take(harvest, result)
-            _LOG.info("%d of %d clients done (%s).", len(harvest.delivered), total, result.client_id)
+            if result.client_id in harvest.open:
+                harvest.take(result, harvest.open.pop(result.client_id).assignment)
+            elif harvest.stage is TrainerFn.FITTING:
+                harvest.take(result, self.pending.pop(result.client_id))
+            else:
+                self._arrived.append(result)
+                continue
+            _LOG.info("%d of %d clients done (%s).", len(harvest.delivered), wanted, result.client_id)
 
-    def ask_again(self, harvest: Harvest, jobs: Mapping[str, Job]) -> list[Job]:
+    def ask_again(self, harvest: Harvest, jobs: Sequence[Job]) -> list[Job]:
         """The jobs of clients that are missing; those that are late, and would not be waited for, are cancelled."""
-        if harvest.open and not self._rules.late.waits(0):
-            self._cancel(harvest)
-        return [job for client, job in jobs.items() if client not in harvest.delivered and client not in harvest.open]
+        if not self._rules.late.waits(0):
+            self.give_up(harvest)
+        return [
+            job
+            for job in jobs
+            if job.assignment.client_id not in harvest.delivered and job.assignment.client_id not in harvest.open
+        ]
 
-    def finish(self, harvest: Harvest, round: int) -> None:
-        """End a round: leave late clients at work, or cancel them, as the rules say."""
+    def finish(self, harvest: Harvest, round: int) -> dict[str, str]:
+        """End a round of training: leave late clients at work, or cancel them, as the rules say.
+
+        Returns:
+            Why clients were cancelled, by client id.
+        """
         self.pending |= {client_id: job.assignment for client_id, job in harvest.open.items()}
         harvest.open.clear()
-        too_late = [
-            client_id
-            for client_id, assignment in self.pending.items()
+        dropped = {
+            client_id: f"{_LATE}: it was asked in round {assignment.round}"
+            for client_id, assignment in sorted(self.pending.items())
             if not self._rules.late.waits(round - assignment.round)
-        ]
-        for client_id in too_late:
-            asked = self.pending.pop(client_id).round
-            _LOG.warning(
-                "Round %d: client `%s`, asked in round %d, is late and was cancelled.", round, client_id, asked
-            )
-        if too_late:
-            self._pool.cancel(too_late)
+        }
+        self._cancel(dropped)
         if self.pending:
             _LOG.info("Round %d: %s are late and stay at work.", round, sorted(self.pending))
+        return dropped
 
     def give_up(self, harvest: Harvest) -> None:
         """Cancel whoever is at work for this round; nothing of it will count."""
-        self._cancel(harvest)
+        self._cancel(harvest.open)
+        harvest.open.clear()
 
     def _waits_on(self, harvest: Harvest, *, wanted: int, needed: int) -> bool:
-        got = len(harvest.delivered)
-        if got >= wanted or got + len(harvest.open) + len(self.pending) < needed:
+        got, pending = len(harvest.delivered), len(self.pending) if harvest.stage is TrainerFn.FITTING else 0
+        if got >= wanted or got + len(harvest.open) + pending < needed:
             return False
-        return bool(harvest.open) or (got < needed and bool(self.pending))
+        return bool(harvest.open) or (got < needed and pending > 0)
 
-    def _take(self, harvest: Harvest, result: JobResult) -> None:
-        client_id = result.client_id
-        job = harvest.open.pop(client_id, None)
-        assignment = self.pending.pop(client_id) if job is None else job.assignment
-        if result.failure is not None:
-            harvest.failed[client_id] = result.failure
+    def _cancel(self, clients: Mapping[str, object]) -> None:
+        if not clients:
             return
-        if result.state is not None:
-            harvest.states.put(client_id, result.state)
-        harvest.delivered[client_id] = replace(result, state=None)
-        harvest.assignments[client_id] = assignment
-
-    def _cancel(self, harvest: Harvest) -> None:
-        if harvest.open:
-            _LOG.warning("Cancelled clients that have not delivered: %s.", sorted(harvest.open))
-            self._pool.cancel(list(harvest.open))
-            harvest.open.clear()
+        _LOG.warning("Cancelled clients that have not delivered in time: %s.", sorted(clients))
+        for client_id in clients:
+            self.pending.pop(client_id, None)
+        self._arrived = [result for result in self._arrived if result.client_id not in clients]
+        self._pool.cancel(list(clients))
 
 
 def _last_line(trace: str) -> str:

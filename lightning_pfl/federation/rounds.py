@@ -8,7 +8,7 @@ last whole round.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -16,9 +16,10 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_pfl.aggregation import Aggregator
-from lightning_pfl.aggregation.guard import Expectation, Inspection
+from lightning_pfl.aggregation.guard import Inspection
 from lightning_pfl.callbacks.federated import Exchange
 from lightning_pfl.errors import ClientFailedError, FederationError
+from lightning_pfl.federation.expected import expectation, learn
 from lightning_pfl.federation.gathering import Gatherer, Harvest
 from lightning_pfl.federation.history import LeftOut, RelevanceRecord, Traffic
 from lightning_pfl.federation.jobs import Job, JobResult, LogRecord
@@ -28,7 +29,7 @@ from lightning_pfl.federation.pools import ClientPool
 from lightning_pfl.federation.rules import Decision, RoundRules, Shortfall
 from lightning_pfl.federation.schedule import client_seed, participants, wanted
 from lightning_pfl.federation.server_state import ServerState
-from lightning_pfl.types import Assignment, ClientUpdate, FlatTensors, Personalized, SharedTensors
+from lightning_pfl.types import Assignment, ClientUpdate, Personalized
 
 __all__ = ["Evaluation", "RoundReport", "Rounds"]
 
@@ -129,58 +130,67 @@ class Rounds:
             RejectedUpdateError: the guard is strict, and an update does not count.
         """
         self.round = round
-        drawn = participants(
+        busy, rules = self._gatherer.pending, self._rules
+        asked = participants(
             tuple(self._clients),
             fraction=self._fraction,
             seed=self._seed,
             round=round,
-            over_select=self._rules.over_select,
+            over_select=rules.over_select,
+            busy=busy,
         )
-        enough = min(wanted(len(self._clients), self._fraction), len(drawn))
-        asked = [client_id for client_id in drawn if client_id not in self._gatherer.pending]
-        _LOG.info("Round %d: %d of %d clients train.", round, len(asked), len(self._clients))
-        harvest = Harvest()
+        enough = min(wanted(len(self._clients), self._fraction), len(asked) + len(busy))
+        _LOG.info("Round %d: %d of %d clients train.", round, len(asked) + len(busy), len(self._clients))
+        harvest = Harvest(TrainerFn.FITTING)
         try:
-            inspection = self._gather(harvest, asked, round, enough)
+            jobs = [self.job(client_id, TrainerFn.FITTING, round) for client_id in asked]
+            inspection = self._gather(harvest, jobs, round, enough)
             self.participants = tuple(client_id for client_id in self._clients if client_id in harvest.delivered)
             if inspection is None:
-                return self._skipped(round, harvest)
-            aggregation = self._aggregator.aggregate(inspection.accepted, self.state.aggregator)
-            for update in inspection.accepted:
+                nothing = RelevanceRecord(round, (), None, None)
+                self.state.relevance.append(nothing)
+                return self._report(harvest, nothing, counted=())
+            accepted = [
+                replace(update, staleness=round - harvest.assignments[update.client_id].round)
+                for update in inspection.accepted
+            ]
+            aggregation = self._aggregator.aggregate(accepted, self.state.aggregator)
+            for update in accepted:
                 if (state := harvest.states.get(update.client_id)) is not None:
                     self.state.store.put(update.client_id, state)
         finally:
             harvest.states.close()
-        self._remember(round, harvest, inspection)
+        self.state.measures = inspection.measures
+        for update in accepted:
+            learn(update, plan=self.plan, state=self.state)
         for note in (*inspection.notes, *aggregation.notes):
             _LOG.info("Round %d: %s", round, note)
         record = self.state.accept(round, aggregation)
-        self._update_driver(module, inspection.accepted)
-        accepted = [harvest.delivered[update.client_id] for update in inspection.accepted]
-        return RoundReport(
-            metrics={**mean_over_clients([result.metrics for result in accepted]), **record.summary()},
-            logs={client_id: harvest.delivered[client_id].logs for client_id in self.participants},
-            relevance=record,
-            counts=self._counts(round, len(accepted)),
-        )
+        self._update_driver(module, accepted)
+        return self._report(harvest, record, counted=[update.client_id for update in accepted])
 
     def evaluate(self, client_ids: Sequence[str], stage: TrainerFn, round: int) -> Evaluation:
         """Run clients' personalised models, each on the client's own data.
 
         Raises:
-            ClientFailedError, FederationError: a client raised or is late, and no quorum says that this is fine.
+            ClientFailedError, FederationError: a client raised or is late, and the rules do not say that this is fine.
         """
-        free = [client_id for client_id in client_ids if client_id not in self._gatherer.pending]
-        harvest, needed = Harvest(), self._rules.needed(len(free))
-        if free:
-            self._collect(harvest, [self.job(client_id, stage, round) for client_id in free], len(free), needed)
-        missing = harvest.missing()
-        if len(harvest.delivered) < needed and free:
-            raise self._too_few(Shortfall(round, 1, needed, len(harvest.delivered), missing), harvest)
-        self._gatherer.give_up(harvest)
-        for client_id, reason in missing.items():
+        asked = [client_id for client_id in client_ids if client_id not in self._gatherer.pending]
+        if len(asked) < len(client_ids):
+            _LOG.info("Round %d: clients that are at work are not evaluated.", round)
+        if not asked:
+            return Evaluation()
+        harvest = Harvest(stage)
+        jobs = [self.job(client_id, stage, round) for client_id in asked]
+
+        def come() -> tuple[int, dict[str, str]]:
+            return len(harvest.delivered), harvest.missing()
+
+        self._collect(harvest, jobs, round, len(asked), come)
+        for client_id, reason in harvest.missing().items():
             _LOG.warning("Round %d: client `%s` was not evaluated: it %s.", round, client_id, reason)
-        results = [harvest.delivered[client_id] for client_id in free if client_id in harvest.delivered]
+        self._gatherer.give_up(harvest)
+        results = [harvest.delivered[client_id] for client_id in asked if client_id in harvest.delivered]
         if stage is TrainerFn.PREDICTING:
             return Evaluation(predictions={result.client_id: result.predictions for result in results})
         return Evaluation(metrics={result.client_id: result.metrics for result in results})
@@ -208,101 +218,106 @@ class Rounds:
             num_threads=self._clients[client_id].num_threads,
         )
 
-    def _gather(self, harvest: Harvest, asked: Sequence[str], round: int, enough: int) -> Inspection | None:
-        """Ask clients until a round stands; None if it is skipped."""
-        jobs = {client_id: self.job(client_id, TrainerFn.FITTING, round) for client_id in asked}
-        needed, attempt, again = self._rules.needed(enough), 0, list(jobs.values())
+    def _gather(self, harvest: Harvest, jobs: Sequence[Job], round: int, enough: int) -> Inspection | None:
+        """Train clients until a round stands; None if it is skipped."""
+        inspection: Inspection | None = None
+
+        def count() -> tuple[int, dict[str, str]]:
+            nonlocal inspection
+            inspection = self._inspect(harvest)
+            got = len(inspection.accepted)
+            if got and self._rules.quorum is None:
+                got = len(harvest.delivered)
+            rejected = {client_id: f"was left out: {why}" for client_id, why in inspection.rejected.items()}
+            return got, {**harvest.missing(), **rejected}
+
+        stands = self._collect(harvest, jobs, round, enough, count)
+        assert inspection is not None
+        reasons = {**harvest.missing(), **inspection.rejected}
+        late = set(harvest.open)
+        if not stands:
+            self._gatherer.give_up(harvest)
+        dropped = self._gatherer.finish(harvest, round)
+        left_out = {client_id: why for client_id, why in reasons.items() if client_id not in late or not stands}
+        for client_id, reason in {**left_out, **dropped}.items():
+            self._leave_out(round, client_id, reason)
+        for result in harvest.delivered.values():
+            assert result.update is not None
+            self.state.traffic[result.client_id] += Traffic(up=result.update.nbytes)
+        return inspection if stands else None
+
+    def _collect(
+        self,
+        harvest: Harvest,
+        jobs: Sequence[Job],
+        round: int,
+        enough: int,
+        count: Callable[[], tuple[int, dict[str, str]]],
+    ) -> bool:
+        """Ask clients until there are enough, or the rules say what to do without.
+
+        Args:
+            harvest: changed in place.
+            jobs: whom to ask.
+            round: which one.
+            enough: how many results to wait for.
+            count: says how many of them count, and why the others do not.
+
+        Returns:
+            Whether there are enough.
+        """
+        needed, attempt, again = self._rules.needed(enough), 0, list(jobs)
         while True:
             attempt += 1
-            self._collect(harvest, again, enough, needed)
-            inspection = self._inspect(harvest)
-            counted = len(harvest.delivered) if self._rules.quorum is None else len(inspection.accepted)
-            if counted >= needed and inspection.accepted:
-                self._gatherer.finish(harvest, round)
-                return inspection
-            rejected = {client_id: f"was left out: {why}" for client_id, why in inspection.rejected.items()}
-            missing = {**harvest.missing(), **rejected}
-            shortfall = Shortfall(round, attempt, needed, min(counted, len(inspection.accepted)), missing)
+            self.waiting = True
+            try:
+                self._gatherer.collect(harvest, again, wanted=enough, needed=needed)
+            finally:
+                self.waiting = False
+            got, missing = count()
+            if got >= needed:
+                break
+            shortfall = Shortfall(round, attempt, needed, got, missing)
             decision = self._rules.below_quorum.decide(shortfall)
             if decision is Decision.STOP:
                 raise self._too_few(shortfall, harvest)
             _LOG.warning("%s. `%s` says: %s.", shortfall, type(self._rules.below_quorum).__name__, decision.name)
             if decision is Decision.SKIP:
-                for client_id, reason in missing.items():
-                    self.state.left_out.append(LeftOut(round, client_id, reason))
-                self._gatherer.give_up(harvest)
-                self._gatherer.finish(harvest, round)
-                return None
+                break
             again = self._gatherer.ask_again(harvest, jobs)
-
-    def _collect(self, harvest: Harvest, jobs: Sequence[Job], enough: int, needed: int) -> None:
-        self.waiting = True
-        try:
-            self._gatherer.collect(harvest, jobs, wanted=enough, needed=needed)
-        finally:
-            self.waiting = False
+        for client_id, failure in sorted(harvest.failed.items()):
+            _LOG.warning("Round %d: the traceback of client `%s`:\n%s", round, client_id, failure.trace)
+        return got >= needed
 
     def _inspect(self, harvest: Harvest) -> Inspection:
         """What the guard says of the updates that have come."""
         updates = [self._update(result) for result in harvest.delivered.values()]
-        return self._aggregator.guard.inspect(
-            updates,
-            expected={update.client_id: self._expected(harvest.assignments[update.client_id]) for update in updates},
-            measures=self.state.measures,
+        expected = {
+            client_id: expectation(self._clients[client_id], assignment, plan=self.plan, state=self.state)
+            for client_id, assignment in harvest.assignments.items()
+        }
+        return self._aggregator.guard.inspect(updates, expected=expected, measures=self.state.measures)
+
+    def _leave_out(self, round: int, client_id: str, reason: str) -> None:
+        times = 1 + sum(one.client_id == client_id for one in self.state.left_out)
+        self.state.left_out.append(LeftOut(round, client_id, reason))
+        _LOG.warning(
+            "Round %d: client `%s` was left out, for the %d. time; it goes on from where it was before. Reason: %s",
+            *(round, client_id, times, reason),
         )
 
-    def _expected(self, assignment: Assignment) -> Expectation:
-        client_id = assignment.client_id
-        sample = self.plan.samples.get(self.plan.snapshot_of[client_id])
-        layouts = None if sample is None else (sample.shared.common.layout, sample.shared.same_architecture.layout)
-        architecture = None if sample is None else sample.architecture
-        if sample is None and client_id in self.state.layouts:
-            architecture, *known = self.state.layouts[client_id]
-            layouts = known[0], known[1]
-        return Expectation(
-            round=assignment.round,
-            architecture=architecture,
-            layouts=layouts,
-            start=_start(None if sample is None else sample.shared, assignment.personalized.start),
-            sketch_size=self.state.sketch_size,
-            counted=self._clients[client_id].num_examples is not None,
+    def _report(self, harvest: Harvest, record: RelevanceRecord, counted: Sequence[str]) -> RoundReport:
+        left_out = sum(one.round == record.round for one in self.state.left_out)
+        metrics = mean_over_clients([harvest.delivered[client_id].metrics for client_id in counted])
+        return RoundReport(
+            metrics={**metrics, **record.summary()},
+            logs={client_id: harvest.delivered[client_id].logs for client_id in self.participants},
+            relevance=record,
+            counts={"round/updates": float(len(counted)), "round/left_out": float(left_out)},
         )
-
-    def _remember(self, round: int, harvest: Harvest, inspection: Inspection) -> None:
-        """What is known after a round that counts."""
-        self.state.measures = inspection.measures
-        for update in inspection.accepted:
-            if self.plan.snapshot_of[update.client_id] not in self.plan.samples:
-                shared = update.shared
-                known = update.architecture, shared.common.layout, shared.same_architecture.layout
-                self.state.layouts.setdefault(update.client_id, known)
-            if update.sketch is not None:
-                self.state.sketch_size = update.sketch.numel()
-        for result in harvest.delivered.values():
-            assert result.update is not None
-            self.state.traffic[result.client_id] += Traffic(up=result.update.nbytes)
-        reasons = {client_id: f"failed:\n{failure.trace}" for client_id, failure in harvest.failed.items()}
-        for client_id, reason in {**reasons, **inspection.rejected}.items():
-            times = 1 + sum(one.client_id == client_id for one in self.state.left_out)
-            said = reason if client_id in inspection.rejected else harvest.missing()[client_id]
-            self.state.left_out.append(LeftOut(round, client_id, said))
-            _LOG.warning(
-                "Round %d: client `%s` was left out, for the %d. time; it goes on from where it was before. Reason: %s",
-                *(round, client_id, times, reason),
-            )
-
-    def _skipped(self, round: int, harvest: Harvest) -> RoundReport:
-        record = RelevanceRecord(round, (), None, None)
-        self.state.relevance.append(record)
-        logs = {client_id: harvest.delivered[client_id].logs for client_id in self.participants}
-        return RoundReport(metrics={}, logs=logs, relevance=record, counts=self._counts(round, 0))
-
-    def _counts(self, round: int, updates: int) -> dict[str, float]:
-        left_out = sum(one.round == round for one in self.state.left_out)
-        return {"round/updates": float(updates), "round/left_out": float(left_out)}
 
     def _too_few(self, shortfall: Shortfall, harvest: Harvest) -> FederationError:
-        for client_id, failure in harvest.failed.items():
+        for client_id, failure in sorted(harvest.failed.items()):
             return ClientFailedError(client_id, shortfall.round, failure.trace)
         return FederationError(
             f"{shortfall}. Give clients more time (`RoundRules(deadline=...)`), let the round do with fewer "
@@ -319,12 +334,3 @@ class Rounds:
         if alike := [update for update in updates if update.architecture == mine]:
             self._exchange.receive(module, Personalized(start=self._aggregator.center(alike)))
 
-
-def _start(built: SharedTensors | None, sent: SharedTensors | None) -> SharedTensors | None:
-    """From where a client sets out: as its model is built, with what the server sends over it."""
-    if built is None or sent is None:
-        return sent if built is None else built
-    return SharedTensors(
-        FlatTensors.pack({**built.common.unpack(), **sent.common.unpack()}),
-        FlatTensors.pack({**built.same_architecture.unpack(), **sent.same_architecture.unpack()}),
-    )

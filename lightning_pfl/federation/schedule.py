@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import ceil
 
 import torch
@@ -12,7 +12,13 @@ __all__ = ["client_seed", "participants", "wanted"]
 
 
 def participants(
-    client_ids: Sequence[str], *, fraction: float, seed: int, round: int, over_select: float = 0.0
+    client_ids: Sequence[str],
+    *,
+    fraction: float,
+    seed: int,
+    round: int,
+    over_select: float = 0.0,
+    busy: Collection[str] = (),
 ) -> tuple[str, ...]:
     """Draw a round's clients, without replacement.
 
@@ -21,7 +27,8 @@ def participants(
         fraction: how many of them take part, above 0 to 1; at least one does.
         seed: of the run.
         round: from 0.
-        over_select: which share to draw beyond that; without it the same clients are drawn, and fewer.
+        over_select: which share to draw beyond that.
+        busy: clients that are at work already; they are not drawn, and so many fewer are.
 
     Returns:
         Ids in the order of ``client_ids``.
@@ -32,12 +39,14 @@ def participants(
         >>> len(participants(["a", "b", "c"], fraction=0.5, seed=0, round=0))
         2
     """
-    count = ceil(wanted(len(client_ids), fraction) * (1 + over_select) - 1e-9)
-    if count >= len(client_ids):
-        return tuple(client_ids)
+    free = [client_id for client_id in client_ids if client_id not in busy]
+    at_work = min(len(client_ids), ceil(wanted(len(client_ids), fraction) * (1 + over_select) - 1e-9))
+    count = max(0, at_work - (len(client_ids) - len(free)))
+    if count == len(free):
+        return tuple(free)
     generator = torch.Generator().manual_seed(_number(f"round {round} of {seed}"))
-    drawn = torch.randperm(len(client_ids), generator=generator)[:count].tolist()
-    return tuple(client_ids[index] for index in sorted(drawn))
+    drawn = torch.randperm(len(free), generator=generator)[:count].tolist()
+    return tuple(free[index] for index in sorted(drawn))
 
 
 def wanted(num_clients: int, fraction: float) -> int:

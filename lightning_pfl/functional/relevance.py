@@ -38,6 +38,7 @@ class Peers:
         sources: per client, whether its upload may be mixed into the others' (False once it is too old).
         similarity: shape ``[N, N]``; None without sketches.
         sketched: per client, whether it has sent a sketch; where it has not, ``similarity`` says nothing.
+        ages: per client, how many rounds old its upload is; empty where all are of this round.
         newcomers: ids of clients that have trained nothing yet: they are in no row, their own included, unless there
             is nobody else.
 
@@ -52,6 +53,7 @@ class Peers:
     similarity: Tensor | None = None
     sketched: tuple[bool, ...] = ()
     newcomers: frozenset[str] = frozenset()
+    ages: tuple[int, ...] = ()
 
     @staticmethod
     def fresh(

@@ -123,17 +123,18 @@ def clip_rows(values: Tensor, limit: float) -> Tensor:
     return clipped.to(values.dtype)
 
 
-def upper_fence(values: Sequence[float], *, factor: float, spreads: float) -> float | None:
+def upper_fence(values: Sequence[float], *, factor: float, spreads: float, wary: bool = True) -> float | None:
     r"""How large an honest value may be, judged by values of which few are bad.
 
     The median times :math:`\exp(k \cdot 1.4826 \cdot \mathrm{MAD})` of the logarithms, and at least ``factor`` times
-    the median: sizes differ by factors, so both the middle and the spread are taken of logarithms. The lower of two
-    middle values counts, so one bad value of two does not pull the fence up.
+    the median: sizes differ by factors, so both the middle and the spread are taken of logarithms.
 
     Args:
         values: >= 0; zeros and values that are not finite say nothing and are left out.
         factor: how many times the median is fine in any case, >= 1.
         spreads: k, how many (robust) standard deviations above the median are fine.
+        wary: of two middle values the lower counts, so that one bad value of two does not pull the fence up. False:
+            what is between them counts, so that one tiny value of two does not pull it down.
 
     Returns:
         The fence; None when no value says anything.
@@ -148,8 +149,9 @@ def upper_fence(values: Sequence[float], *, factor: float, spreads: float) -> fl
     logs = torch.tensor([value for value in values if 0 < value < float("inf")], dtype=torch.float64).log()
     if not logs.numel():
         return None
-    middle = logs.median()
-    spread = (logs - middle).abs().median() * _TO_DEVIATION
+    between = "lower" if wary else "midpoint"
+    middle = logs.quantile(0.5, interpolation=between)
+    spread = (logs - middle).abs().quantile(0.5, interpolation=between) * _TO_DEVIATION
     lift = torch.maximum(spread * spreads, torch.tensor(float(factor), dtype=torch.float64).log())
     return float((middle + lift).exp())
 

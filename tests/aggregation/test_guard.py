@@ -63,6 +63,11 @@ def test_a_vector_that_is_shorter_than_its_layout_is_left_out():
     assert "float32 of shape (2,)" in rejected(item, *honest())["short"]
 
 
+def test_a_client_that_hardly_moves_does_not_make_two_others_suspicious():
+    """A schedule may begin with a tiny step; two who differ by a factor of a million say nothing of a third."""
+    assert rejected(update("still", (1e-6, 1e-6)), *honest(2)) == {}
+
+
 # -- against what is expected of a client ------------------------------------------------------------------------------
 
 

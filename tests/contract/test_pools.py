@@ -149,7 +149,7 @@ def test_a_client_that_fits_nowhere_is_refused_before_anything_runs(make_pool, s
 
 def test_a_pool_that_was_not_started_says_so(make_pool):
     pool = make_pool()
-    with pytest.raises(RuntimeError, match="call `start` before `run`"):
+    with pytest.raises(RuntimeError, match="call `start` before `submit`"):
         list(pool.run([job("ward-1")]))
     pool.close()
     pool.close()

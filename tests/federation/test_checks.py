@@ -22,8 +22,10 @@ class NothingRuns(LocalPool.__base__):
     def start(self, clients, snapshots):
         raise AssertionError("a pool was started")
 
-    def run(self, jobs):
+    def submit(self, jobs):
         raise AssertionError("a job was run")
+
+    next = cancel = submit
 
     def close(self):
         pass
@@ -47,6 +49,7 @@ def refused(tmp_path, error, message, *, module=None, callbacks=(), trainer=None
         ({"clients": 2, "share": "encoder"}, TypeError, r"Write `share=\['encoder'\]`"),
         ({"clients": 2, "aggregator": "fedavg"}, TypeError, "`aggregator` must be a Aggregator"),
         ({"clients": 2, "pool": "local"}, TypeError, "`pool` must be a ClientPool"),
+        ({"clients": 2, "rules": 0.8}, TypeError, "`rules` must be a RoundRules"),
     ],
 )
 def test_arguments_are_checked_at_once(arguments, error, message):

@@ -66,6 +66,13 @@ def test_of_two_values_the_lower_one_decides():
     assert upper_fence([1e9, 2.0], factor=10.0, spreads=0.0) == pytest.approx(20.0)
 
 
+def test_two_values_that_differ_by_far_say_little_when_not_wary():
+    """Logs 0 and 4: middle 2, both deviations 2."""
+    values = [1.0, float(torch.tensor(4.0).exp())]
+    fence = upper_fence(values, factor=10.0, spreads=6.0, wary=False)
+    assert fence == pytest.approx(float(torch.tensor(2 + 6 * 1.4826 * 2, dtype=torch.float64).exp()), rel=1e-4)
+
+
 def test_values_that_say_nothing_make_no_fence():
     assert upper_fence([], factor=10.0, spreads=6.0) is None
     assert upper_fence([0.0, float("nan"), float("inf")], factor=10.0, spreads=6.0) is None

@@ -75,7 +75,7 @@ class SimulatedPool(ClientPool):
         self._reset()
 
     def _reset(self) -> None:
-        self._asked: dict[str, tuple[float, Job]] = {}  # by client: when, and what; its result is not known yet
+        self._asked: dict[str, tuple[float, int, Pace]] = {}  # by client: when, with how much; its result is to come
         self._coming: dict[str, tuple[float, JobResult]] = {}  # when it will be there
         self._silent: set[str] = set()
 
@@ -86,10 +86,12 @@ class SimulatedPool(ClientPool):
     def submit(self, jobs: Sequence[Job]) -> None:
         """Note the time, and run those that will ever answer. See `ClientPool.submit`."""
         for job in jobs:
-            if self._pace_of(job).seconds == inf:
-                self._silent.add(job.assignment.client_id)
+            client_id, training = job.assignment.client_id, job.stage is TrainerFn.FITTING
+            pace = self._pace(client_id, job.assignment.round) if training else Pace()
+            if pace.seconds == inf:
+                self._silent.add(client_id)
             else:
-                self._asked[job.assignment.client_id] = self._now, job
+                self._asked[client_id] = self._now, job.assignment.personalized.nbytes, pace
                 self._pool.submit([job])
 
     def next(self, timeout: float | None = None) -> JobResult | None:
@@ -101,10 +103,9 @@ class SimulatedPool(ClientPool):
         while self._asked:
             result = self._pool.next()
             assert result is not None, "without a timeout, what was submitted comes"
-            begun, job = self._asked.pop(result.client_id)
+            begun, down, pace = self._asked.pop(result.client_id)
             up = 0 if result.update is None else result.update.nbytes
-            takes = self._pace_of(job).until_there(down=job.assignment.personalized.nbytes, up=up)
-            self._coming[result.client_id] = begun + takes, result
+            self._coming[result.client_id] = begun + pace.until_there(down=down, up=up), result
         if not self._coming and not self._silent:
             return None
         first = min(self._coming, key=lambda client_id: (self._coming[client_id][0], client_id), default=None)
@@ -141,8 +142,3 @@ class SimulatedPool(ClientPool):
     def now(self) -> float:
         """Seconds of simulated time since this pool was made."""
         return self._now
-
-    def _pace_of(self, job: Job) -> Pace:
-        if job.stage is not TrainerFn.FITTING:
-            return Pace()
-        return self._pace(job.assignment.client_id, job.assignment.round)
