@@ -1,8 +1,39 @@
 """Clients, rounds and places: the engine. Start at `FederatedStrategy`."""
 
 from lightning_pfl.federation.client import Client
-from lightning_pfl.federation.pools import ClientPool, LocalPool, RayPool
+from lightning_pfl.federation.pools import ClientPool, LocalPool, Pace, RayPool, SimulatedPool
+from lightning_pfl.federation.rules import (
+    BelowQuorum,
+    Decision,
+    DropLate,
+    LateResults,
+    RetryRound,
+    RoundRules,
+    Shortfall,
+    SkipRound,
+    StopRun,
+    UseLate,
+)
 from lightning_pfl.federation.store import ClientStore
 from lightning_pfl.federation.strategy import FederatedStrategy
 
-__all__ = ["Client", "ClientPool", "ClientStore", "FederatedStrategy", "LocalPool", "RayPool"]
+__all__ = [
+    "BelowQuorum",
+    "Client",
+    "ClientPool",
+    "ClientStore",
+    "Decision",
+    "DropLate",
+    "FederatedStrategy",
+    "LateResults",
+    "LocalPool",
+    "Pace",
+    "RayPool",
+    "RetryRound",
+    "RoundRules",
+    "Shortfall",
+    "SimulatedPool",
+    "SkipRound",
+    "StopRun",
+    "UseLate",
+]

@@ -333,4 +333,3 @@ class Rounds:
         mine = self._exchange.architecture(module)
         if alike := [update for update in updates if update.architecture == mine]:
             self._exchange.receive(module, Personalized(start=self._aggregator.center(alike)))
-

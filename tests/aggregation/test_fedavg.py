@@ -1,5 +1,8 @@
 """Promises of `lightning_pfl.aggregation.fedavg`."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 
 from lightning_pfl.aggregation import FedAvg
@@ -34,6 +37,22 @@ def test_only_the_rounds_participants_are_averaged_and_everybody_receives_it():
 
     assert start(second, "b") == (7.0, 70.0)
     assert second.weights.tolist() == [[1.0, 0.0], [1.0, 0.0]]
+
+
+def test_an_update_that_comes_late_weighs_less():
+    """Three rounds late under exponent 1/2 its two examples weigh like one: P is (0 + 4) / 2, A ten times it."""
+    late = replace(update("b", 4.0, 2), staleness=3)
+
+    result = FedAvg(staleness_exponent=0.5).aggregate([update("a", 0.0, 1, round=3), late], {})
+
+    assert start(result, "a") == (2.0, 20.0)
+    assert result.weights.tolist() == [[0.5, 0.5]] * 2
+    assert start(FedAvg().aggregate([update("a", 0.0, 1, round=3), late], {}), "a")[0] == pytest.approx(8 / 3)
+
+
+def test_a_negative_exponent_is_refused():
+    with pytest.raises(ValueError, match="must not be negative"):
+        FedAvg(staleness_exponent=-1.0)
 
 
 def test_what_no_participant_holds_keeps_its_last_mean():

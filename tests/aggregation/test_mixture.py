@@ -1,12 +1,14 @@
 """Promises of `lightning_pfl.aggregation.mixture` and of the two rules made of it."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from lightning_pfl.aggregation import MixtureAggregator, RelevanceAggregator, UniformAggregator
 from lightning_pfl.functional.relevance import Softmax, Uniform
+from lightning_pfl.functional.staleness import Fading
 from lightning_pfl.types import ClientUpdate, FlatTensors, SharedTensors
 
 
@@ -94,6 +96,18 @@ def test_an_upload_older_than_max_staleness_is_not_mixed_and_the_notes_say_so():
     assert frozen(third, "a")[0] == 3.0
     assert frozen(third, "b")[0] == 2.0
     assert any("['b']" in note for note in third.notes)
+
+
+def test_ages_count_from_the_round_in_which_uploads_are_mixed_even_if_all_come_late():
+    """Round 5 has but an update of round 3: b's of round 0 is five rounds old, a's own two."""
+    state = UniformAggregator().aggregate([update("a", 1.0), update("b", 2.0), update("c", 3.0)], {}).state
+    late = replace(update("a", 1.0, round=3), staleness=2)
+
+    limited = UniformAggregator(max_staleness=4).aggregate([late], state)
+    faded = MixtureAggregator(Fading(Uniform(), exponent=1.0)).aggregate([late], state)
+
+    assert frozen(limited, "a")[0] == 1.0  # nobody is fresh enough
+    torch.testing.assert_close(faded.weights[1], torch.tensor([2 / 3, 0.0, 1 / 3]))  # 1/3 of age 2, 1/6 of age 5
 
 
 def test_a_newcomer_receives_the_mean_of_what_all_clients_hold():

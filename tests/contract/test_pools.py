@@ -11,12 +11,13 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_pfl.federation.client import Client
-from lightning_pfl.federation.pools import LocalPool, RayPool
+from lightning_pfl.federation.pools import LocalPool, Pace, RayPool, SimulatedPool
 from lightning_pfl.federation.tensor_file import TensorFile
 from tests.federation.places import Eventful, bytes_of, job, snapshot_of, two_rounds
 from tests.federation.tiny import Tiny
 
 WARDS = ["ward-1", "ward-2", "ward-3"]
+MANY = [f"ward-{number}" for number in range(1, 13)]
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +36,20 @@ def expected(snapshots):
     return results
 
 
-@pytest.fixture(scope="module", params=["local", pytest.param("ray", marks=pytest.mark.ray)])
+@pytest.fixture(scope="module", params=["local", "simulated", pytest.param("ray", marks=pytest.mark.ray)])
 def make_pool(request):
     if request.param == "ray":
         request.getfixturevalue("ray_session")
         return partial(RayPool, num_actors=2)  # of four: tests start pools beside the one that most of them share
+    if request.param == "simulated":
+        return lambda: SimulatedPool(lambda client_id, round: Pace(seconds=1.0))
     return LocalPool
 
 
 @pytest.fixture(scope="module")
 def pool(make_pool, snapshots):
     pool = make_pool()
-    pool.start([Client(client_id) for client_id in [*WARDS, "raises"]], snapshots)
+    pool.start([Client(client_id) for client_id in [*MANY, "raises"]], snapshots)
     yield pool
     pool.close()
 
@@ -63,10 +66,10 @@ def test_a_second_round_goes_on_from_the_first(expected):
 
 
 def test_every_job_gives_one_result_when_there_are_more_jobs_than_places(pool):
-    jobs = [job(client_id, snapshot="tiny") for client_id in WARDS * 4]
+    jobs = [job(client_id, snapshot="tiny") for client_id in MANY]
     results = list(pool.run(jobs))
-    assert sorted(result.client_id for result in results) == sorted(WARDS * 4)
-    assert len({bytes_of(result)[2] for result in results}) == 3
+    assert sorted(result.client_id for result in results) == sorted(MANY)
+    assert len({bytes_of(result)[2] for result in results}) == 12
 
 
 def test_a_client_that_raises_shows_its_traceback_and_the_others_go_on(pool, expected):
@@ -94,7 +97,6 @@ def test_evaluation_and_prediction_give_the_same_everywhere(pool, snapshots):
 
 
 def test_the_number_of_threads_is_the_jobs(pool):
-    assert {bytes_of(result)[2] for result in pool.run([job("ward-1", num_threads=n) for n in (1, 1)])}
     before = torch.get_num_threads()
     list(pool.run([job("ward-1", num_threads=2)]))
     assert torch.get_num_threads() == before
@@ -126,10 +128,41 @@ def test_where_the_caller_stands_changes_nothing(pool, expected):
 
 
 def test_results_that_are_not_read_do_not_come_back_later(pool, expected):
-    unread = pool.run([job("raises"), job("raises"), job("ward-3")])
+    unread = pool.run([job("raises"), job("ward-2"), job("ward-3")])
     next(unread)
     unread.close()
     assert two_rounds(pool, WARDS) == expected
+
+
+def test_nothing_comes_of_a_job_that_is_cancelled(pool, expected):
+    pool.submit([job(client_id) for client_id in WARDS])
+    pool.cancel(["ward-2", "raises"])  # of which one has no job
+
+    assert {pool.next().client_id, pool.next().client_id} == {"ward-1", "ward-3"}
+    assert pool.next() is None
+    assert two_rounds(pool, WARDS) == expected
+
+
+def test_waiting_ends_when_its_time_is_over(pool):
+    pool.wait_until_ready()
+    pool.submit([job("ward-1")])
+    before = pool.now()
+
+    assert pool.next(0.0) is None
+    assert pool.next().client_id == "ward-1"
+    assert pool.now() > before
+    assert pool.next(0.0) is None
+
+
+def test_jobs_may_be_added_while_others_are_at_work(pool, expected):
+    pool.submit([job("ward-1"), job("ward-2")])
+    first = pool.next()
+    pool.submit([job("ward-3")])
+
+    results = [first, pool.next(), pool.next()]
+    assert {result.client_id: bytes_of(result) for result in results} == {
+        client_id: expected[client_id, 0] for client_id in WARDS
+    }
 
 
 @pytest.mark.parametrize(

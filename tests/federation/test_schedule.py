@@ -41,3 +41,18 @@ def test_clients_have_seeds_of_their_own_that_fit_torch():
 
     assert len(seeds) == 200
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_more_are_drawn_by_a_share_and_fewer_by_those_who_are_at_work():
+    """Of ten, a fifth is wanted and three times as many may be at work: six, of whom two are."""
+    busy = {"client-0", "client-5"}
+    drawn = participants(IDS, fraction=0.2, seed=0, round=1, over_select=2.0, busy=busy)
+
+    assert len(set(drawn)) == 4
+    assert not busy & set(drawn)
+    assert participants(IDS, fraction=0.2, seed=0, round=1, busy=busy) == ()
+
+
+def test_a_share_of_more_than_there_are_is_everybody():
+    assert participants(IDS, fraction=0.5, seed=0, round=1, over_select=3.0) == tuple(IDS)
+    assert participants(IDS, fraction=0.5, seed=0, round=1, over_select=3.0, busy=IDS[1:]) == ("client-0",)

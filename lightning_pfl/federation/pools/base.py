@@ -58,7 +58,7 @@ class ClientPool(ABC):
     def close(self) -> None:
         """Give everything back. Safe to call twice, and after an interrupt."""
 
-    def wait_until_ready(self) -> None:
+    def wait_until_ready(self) -> None:  # noqa: B027 - most places are ready at once
         """Wait until places are ready to work, so that their start does not count against a deadline."""
 
     def now(self) -> float:

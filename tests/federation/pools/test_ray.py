@@ -1,6 +1,7 @@
 """What is particular to Ray: actors that die, sizes, other machines, and leaving nothing behind."""
 
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -13,9 +14,13 @@ from pathlib import Path
 import pytest
 
 from lightning_pfl.federation.client import Client
-from lightning_pfl.federation.pools import LocalPool, RayPool
+from lightning_pfl.federation.pools import LocalPool, Pace, RayPool, SimulatedPool
+from lightning_pfl.federation.rules import RoundRules, UseLate
 from lightning_pfl.federation.tensor_file import TensorFile
 from tests.federation.places import Eventful, bytes_of, job, snapshot_of, two_rounds
+from tests.federation.runs import strategy_of, trainer_of
+from tests.federation.test_rounds import Watch, states
+from tests.federation.tiny import ClientsOwnData, Tiny
 
 pytestmark = pytest.mark.ray
 
@@ -74,6 +79,69 @@ def test_a_client_whose_actor_always_dies_fails_as_lost_and_the_others_go_on_on_
     assert lost.failure.lost
     assert "The actor that ran it died, 1 times in a row" in lost.failure.trace
     assert two_rounds(pool, WARDS) == alone(snapshots, WARDS)
+
+
+def test_a_client_that_hangs_is_cancelled_with_its_actor(pools, snapshots, tmp_path):
+    pool = pools(num_actors=1)
+    pool.start([Client(client_id) for client_id in ["dawdles", *WARDS]], snapshots)
+    pool.wait_until_ready()
+    pool.submit([job("dawdles")])
+    while not list(tmp_path.glob("*.pid")):
+        assert pool.next(0.5) is None
+    (pid,) = (path.stem for path in tmp_path.glob("*.pid"))
+
+    pool.cancel(["dawdles"])
+
+    assert two_rounds(pool, WARDS) == alone(snapshots, WARDS)
+    assert not _alive(pid)
+
+
+def test_rounds_go_on_without_a_client_that_hangs_and_give_what_simulated_ones_do(tmp_path, ray_session):
+    outcomes = []
+    silent = SimulatedPool(lambda client_id, round: Pace(seconds=math.inf if client_id == "dawdles" else 1.0))
+    for pool in (RayPool(num_actors=2), silent):
+        strategy = strategy_of([*WARDS[:2], "dawdles"], pool=pool, fraction=2 / 3, rules=RoundRules(over_select=0.5))
+        trainer_of(tmp_path, strategy, max_epochs=2).fit(Eventful(str(tmp_path)), datamodule=ClientsOwnData())
+        outcomes.append((states(strategy), [(one.round, one.client_id) for one in strategy.left_out]))
+
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0][1] == [(0, "dawdles"), (1, "dawdles")]
+    assert not [path for path in tmp_path.glob("*.pid") if _alive(path.stem)]
+
+
+class InTurn(Tiny):
+    """`slow` trains until the first round is over, and from then on `ward-2` until `slow` is done."""
+
+    def __init__(self, notes):
+        super().__init__()
+        self.notes = notes
+
+    def on_train_start(self):
+        client_id, round = self.trainer.strategy.client_id, self.trainer.strategy.round
+        awaited = "round-over" if client_id == "slow" else "slow-done" if client_id == "ward-2" and round else None
+        while awaited is not None and not (Path(self.notes) / awaited).exists():
+            time.sleep(0.02)
+
+    def on_train_epoch_end(self):
+        if self.trainer.strategy.client_id == "slow":
+            (Path(self.notes) / "slow-done").touch()
+
+
+def test_a_late_result_joins_a_later_round(tmp_path, ray_session):
+    class TellWhenOver(Watch):
+        def aggregate(self, updates, state):
+            (tmp_path / "round-over").touch()
+            return super().aggregate(updates, state)
+
+    rules = RoundRules(over_select=0.5, late=UseLate(max_rounds=5))
+    clients, aggregator = ["slow", "ward-1", "ward-2"], TellWhenOver()
+    strategy = strategy_of(clients, pool=RayPool(num_actors=3), aggregator=aggregator, fraction=2 / 3, rules=rules)
+
+    trainer_of(tmp_path, strategy, limit_val_batches=0).fit(InTurn(str(tmp_path)), datamodule=ClientsOwnData())
+
+    assert aggregator.seen[0] == [("ward-1", 0, 0), ("ward-2", 0, 0)]
+    (late,) = [item for round in aggregator.seen for item in round if item[:2] == ("slow", 0)]
+    assert late[2] in (1, 2)
 
 
 def test_clients_of_a_size_that_does_not_fit_beside_the_others_get_their_turn(pools, snapshots, caplog):
@@ -147,10 +215,12 @@ def test_ctrl_c_leaves_no_process_and_no_file_of_a_pool_that_started_ray(tmp_pat
         "FEDERATED_TEST": mark,  # every process that comes of this one has it
     }
     process = subprocess.Popen([sys.executable, program], env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while not list(tmp_path.glob("*.pid")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert list(tmp_path.glob("*.pid")), process.communicate()[1]
+    if not list(tmp_path.glob("*.pid")):
+        process.kill()
+        raise AssertionError(process.communicate()[1])
     assert len(_marked(mark)) > 3
 
     process.send_signal(signal.SIGINT)
