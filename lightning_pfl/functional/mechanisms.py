@@ -28,6 +28,8 @@ __all__ = [
     "noised_update",
 ]
 
+_LENGTH = 1 - 2.0**-20  # of a sketch that is scaled to length one; not a bit above that, after rounding
+
 
 @dataclass(frozen=True)
 class SketchBound:
@@ -36,12 +38,12 @@ class SketchBound:
     Attributes:
         max_norm: C, no example's own sketch is longer.
         num_examples: n, over how many the mean is, > 0.
-        passes: how often one example can be among them: once per pass over the data.
+        repeats: how often one example can be among them.
     """
 
     max_norm: float
     num_examples: int
-    passes: int = 1
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -63,24 +65,35 @@ class NoiseStream:
         context = noise_context(purpose, self.client_id, self.round, value)
         return gaussian_noise(value.numel(), key=self.key, context=context).reshape(value.shape)
 
+    def __repr__(self) -> str:
+        """Without the key."""
+        return f"NoiseStream(client_id={self.client_id!r}, round={self.round})"
+
 
 class SketchNoise(ABC):
     """Whom the noise on a sketch hides. Leaves are frozen dataclasses.
 
     Attributes:
         multiplier: standard deviation of the noise over the sensitivity.
+        unit: who is hidden, in words.
+        bounds_examples: whether it is each example's part that must be bounded.
     """
 
     multiplier: float
-
-    @property
-    @abstractmethod
-    def unit(self) -> str:
-        """In words."""
+    unit: str
+    bounds_examples: bool
 
     @abstractmethod
-    def sensitivity(self, bound: SketchBound) -> float:
-        """How far the sketch moves, in Euclidean norm, when one unit is replaced."""
+    def bounded(self, sketch: Tensor) -> Tensor:
+        """The sketch as it would be sent without noise: float64 ``[k]``."""
+
+    @abstractmethod
+    def sensitivity(self, bound: SketchBound | None) -> float:
+        """How far that can move, in Euclidean norm, when one unit is replaced.
+
+        Args:
+            bound: of the sketch's examples; None where nothing bounds them.
+        """
 
 
 @final
@@ -88,11 +101,18 @@ class SketchNoise(ABC):
 class ExampleNoise(SketchNoise):
     r"""Hides each single example of a client: replacing one moves a mean of n by at most :math:`2 C / n`.
 
+    Each example's sketch is clipped to the probe's `max_norm` (C) and noise is added once to the mean of all that a
+    turn has sketched. An example that is sketched m times in a turn (in m epochs) can move it m times as far, and is
+    hidden as well by m times the noise.
+
     Args:
-        multiplier: standard deviation over sensitivity; see `noise_multiplier`.
+        multiplier: standard deviation over sensitivity; see `PrivacyBudget.noise_multiplier`.
+        repeats: how often one example can occur in one pass over a client's data, in an order that does not depend on
+            what examples hold. None: once, which is checked: a sampler that draws with replacement, an iterable data
+            set, or a ``to_probe`` that makes several examples of one are refused.
 
     Raises:
-        ValueError: a multiplier that is not positive.
+        ValueError: a multiplier that is not positive, or `repeats` below 1.
 
     Example:
         >>> ExampleNoise(4.0).sensitivity(SketchBound(max_norm=0.5, num_examples=100))
@@ -100,49 +120,64 @@ class ExampleNoise(SketchNoise):
     """
 
     multiplier: float
+    repeats: int | None = None
+    unit = "one example"
+    bounds_examples = True
 
     def __post_init__(self) -> None:
         _require_positive("multiplier", self.multiplier)
+        if self.repeats is not None and self.repeats < 1:
+            raise ValueError(f"`repeats` must be at least 1, but is {self.repeats}.")
 
-    @property
-    def unit(self) -> str:
-        """One example."""
-        return "one example"
+    def bounded(self, sketch: Tensor) -> Tensor:
+        """As it is: its examples are bounded."""
+        return sketch.double()
 
-    def sensitivity(self, bound: SketchBound) -> float:
-        """2 C / n, times the number of passes."""
-        return 2 * bound.max_norm * bound.passes / bound.num_examples
+    def sensitivity(self, bound: SketchBound | None) -> float:
+        """2 C m / n, for an example that occurs m times among n."""
+        if bound is None:
+            raise ValueError(
+                "Noise that hides single examples needs a bound on each example's part in a sketch, but there is none. "
+                "Use `RelevanceProbe` with an `ExampleProbe` that has a `max_norm`, or `ClientNoise`."
+            )
+        return 2 * bound.max_norm * min(bound.repeats, bound.num_examples) / bound.num_examples
 
 
 @final
 @dataclass(frozen=True)
 class ClientNoise(SketchNoise):
-    """Hides all of a client's data (local differential privacy): replacing it moves the sketch by at most 2 C.
+    """Hides all of a client's data (local differential privacy): a sketch of length one can turn round, which is 2.
+
+    A turn's mean sketch is scaled to length one, whatever it was. Clipping would bound it too, but leaves a short sketch
+    short under the same noise, and relevance does not read lengths.
 
     Args:
-        multiplier: standard deviation over sensitivity; see `noise_multiplier`.
+        multiplier: standard deviation over sensitivity; see `PrivacyBudget.noise_multiplier`.
 
     Raises:
         ValueError: a multiplier that is not positive.
 
     Example:
-        >>> ClientNoise(4.0).sensitivity(SketchBound(max_norm=0.5, num_examples=100))
-        1.0
+        >>> noise = ClientNoise(4.0)
+        >>> noise.bounded(torch.tensor([30.0, 40.0])), noise.sensitivity(None)
+        (tensor([0.6000, 0.8000], dtype=torch.float64), 2.0)
     """
 
     multiplier: float
+    unit = "all data of one client"
+    bounds_examples = False
 
     def __post_init__(self) -> None:
         _require_positive("multiplier", self.multiplier)
 
-    @property
-    def unit(self) -> str:
-        """One client."""
-        return "all data of one client"
+    def bounded(self, sketch: Tensor) -> Tensor:
+        """Of length one; zeros stay zeros."""
+        length = torch.linalg.vector_norm(sketch.double())
+        return sketch.double() * (_LENGTH / length) if length > 0 else torch.zeros_like(sketch.double())
 
-    def sensitivity(self, bound: SketchBound) -> float:
-        """2 C."""
-        return 2 * bound.max_norm
+    def sensitivity(self, bound: SketchBound | None) -> float:
+        """2."""
+        return 2.0
 
 
 @final
@@ -150,11 +185,13 @@ class ClientNoise(SketchNoise):
 class UpdateNoise:
     """Hides all of a client's data in what it trained (local differential privacy).
 
-    The step from what the server has of the client to what it trained is cut to a norm and noised; so two runs on
-    different data differ by at most twice that norm.
+    The step from what the server has of the client to what it trained is cut to a norm and noised; so what two data
+    sets send differs by at most twice that norm. All that a client shares is one step: P and Q, and A and B where
+    conventional layers are shared, which are many numbers and take much noise (``CoLoRA(private_layers=False)`` leaves
+    them out). The client itself goes on from what it trained, without noise.
 
     Args:
-        multiplier: standard deviation over sensitivity; see `noise_multiplier`.
+        multiplier: standard deviation over sensitivity; see `PrivacyBudget.noise_multiplier`.
         max_norm: C, > 0: the norm of a step over all shared tensors together.
 
     Raises:
@@ -167,6 +204,7 @@ class UpdateNoise:
 
     multiplier: float
     max_norm: float
+    unit = "all data of one client"
 
     def __post_init__(self) -> None:
         _require_positive("multiplier", self.multiplier)
@@ -178,27 +216,32 @@ class UpdateNoise:
         return 2 * self.max_norm
 
 
-def noised_sketch(sketch: Tensor, bound: SketchBound, noise: SketchNoise, stream: NoiseStream) -> Tensor:
-    """Add noise to a mean of clipped sketches.
+def noised_sketch(sketch: Tensor, noise: SketchNoise, stream: NoiseStream, *, bound: SketchBound | None) -> Tensor:
+    """Bound a turn's mean sketch, and add noise.
 
     Args:
         sketch: shape ``[k]``.
-        bound: of its examples.
         noise: whom to hide.
         stream: of the turn.
+        bound: of the sketch's examples; None where nothing bounds them.
 
     Returns:
         float32, shape ``[k]``.
 
+    Raises:
+        ValueError: NaN or infinity in the sketch, or no bound where the noise relies on one.
+
     Example:
         >>> stream = NoiseStream(bytes(32), "ward-3", 0)
         >>> bound = SketchBound(max_norm=1.0, num_examples=8)
-        >>> noised = noised_sketch(torch.zeros(10_000), bound, ExampleNoise(2.0), stream)
+        >>> noised = noised_sketch(torch.zeros(10_000), ExampleNoise(2.0), stream, bound=bound)
         >>> round(noised.std().item(), 2)  # 2 * (2 / 8)
         0.5
     """
+    _require_finite("sketch", sketch)
     deviation = noise.multiplier * noise.sensitivity(bound)
-    return (sketch.double() + deviation * stream.draw("sketch", sketch)).float()
+    value = noise.bounded(sketch)
+    return (value + deviation * stream.draw("sketch", value)).float()
 
 
 def noised_update(
@@ -208,7 +251,7 @@ def noised_update(
 
     Args:
         trained: what the client would send.
-        known: what the server has of it already, in the same layout.
+        known: what the server has of it already, in the same layout; must not depend on what is to be hidden.
         noise: bound and multiplier.
         stream: of the turn.
 
@@ -216,7 +259,7 @@ def noised_update(
         Fresh tensors, in the same layout.
 
     Raises:
-        ValueError: layouts that differ.
+        ValueError: layouts that differ, or NaN or infinity in what was trained.
 
     Example:
         >>> trained = SharedTensors(FlatTensors.pack({"P": torch.tensor([3.0, 4.0])}))
@@ -231,13 +274,14 @@ def noised_update(
             "What a client shares has changed its names or shapes since it last sent something, so there is no step to "
             "bound. Share the same tensors in every round."
         )
-    before = _vector(known)
-    step = clip_rows((_vector(trained) - before)[None], noise.max_norm)[0]
-    after = before + step + noise.multiplier * noise.sensitivity * stream.draw("update", step)
+    before, after = _vector(known), _vector(trained)
+    _require_finite("update", after)
+    step = clip_rows((after - before)[None], noise.max_norm)[0]
+    sent = before + step + noise.multiplier * noise.sensitivity * stream.draw("update", step)
     split = trained.common.layout.numel
     return SharedTensors(
-        FlatTensors(trained.common.layout, after[:split].float()),
-        FlatTensors(trained.same_architecture.layout, after[split:].float()),
+        FlatTensors(trained.common.layout, sent[:split].float()),
+        FlatTensors(trained.same_architecture.layout, sent[split:].float()),
     )
 
 
@@ -252,3 +296,11 @@ def _vector(shared: SharedTensors) -> Tensor:
 def _require_positive(name: str, value: float) -> None:
     if not 0 < value < float("inf"):
         raise ValueError(f"`{name}` must be positive and finite, but is {value}.")
+
+
+def _require_finite(name: str, value: Tensor) -> None:
+    if not bool(torch.isfinite(value).all()):
+        raise ValueError(
+            f"A client's {name} holds NaN or infinity, which no bound and no noise can hide, so it is not sent. Has the "
+            "training diverged? Lower its learning rate, or look at the precision of what made it."
+        )
