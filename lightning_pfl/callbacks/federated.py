@@ -11,6 +11,7 @@ from abc import abstractmethod
 import lightning as L
 from torch import Tensor
 
+from lightning_pfl.functional.mechanisms import SketchBound, SketchNoise
 from lightning_pfl.types import Personalized, SharedTensors
 
 __all__ = ["Exchange", "FederatedCallback", "SketchSource"]
@@ -53,4 +54,20 @@ class SketchSource(FederatedCallback):
 
     @abstractmethod
     def take_sketch(self) -> Tensor | None:
-        """The mean sketch since the last call, float32 ``[k]``, and start anew; None when nothing was sketched."""
+        """The mean sketch since the last call, ``[k]``, and start anew; None when nothing was sketched."""
+
+    def prepare_noise(self, noise: SketchNoise | None) -> None:
+        """Get ready on the driver for sketches that will be noised before they are sent; None: they will not be.
+
+        Raises:
+            ValueError: the noise hides single examples, and this source cannot bound what one of them adds.
+        """
+        if noise is not None and noise.bounds_examples:
+            raise ValueError(
+                f"`{type(noise).__name__}` hides single examples, but {type(self).__name__} does not say how far one "
+                "moves its sketch. Use `RelevanceProbe`, or hide whole clients by `ClientNoise`."
+            )
+
+    def take_bound(self) -> SketchBound | None:
+        """What bounds the examples of the sketch that was taken last; None: nothing does."""
+        return None

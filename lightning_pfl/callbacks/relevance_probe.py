@@ -13,7 +13,11 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_pfl.callbacks.federated import SketchSource
-from lightning_pfl.relevance.base import Probe
+from lightning_pfl.callbacks.own_order import in_own_order
+from lightning_pfl.functional.mechanisms import SketchBound, SketchNoise
+from lightning_pfl.functional.privacy import clip_rows
+from lightning_pfl.relevance.base import ExampleProbe, Probe
+from lightning_pfl.relevance.gradient import num_examples_of
 
 __all__ = ["RelevanceProbe"]
 
@@ -30,13 +34,19 @@ class RelevanceProbe(SketchSource):
     tokenizer, another image size). Without ``to_probe``, a datamodule that has a ``probe_dataloader()`` supplies
     batches in that form; one without it, the training batch as it is.
 
+    Where single examples are hidden by noise (``FederatedStrategy(privacy=...)``), the batches come from the training
+    data in an order that the training has no part in, every example counts the same, whatever its batch, and each
+    example's sketch is bounded by the probe's ``max_norm``.
+
     Args:
         probe: the frozen model and its gradient, the same for all clients.
         to_probe: turns a training batch into a probe batch.
         every_n_steps: optimizer steps from one sketch to the next, >= 1; the paper's 10.
 
     Raises:
-        ValueError: ``every_n_steps`` below 1; in training, a ``probe_dataloader()`` that yields nothing.
+        ValueError: ``every_n_steps`` below 1; in training, a ``probe_dataloader()`` that yields nothing. Where single
+            examples are hidden, also a probe that cannot bound them, data whose order cannot be known (an iterable
+            data set, a sampler of one's own), and a ``to_probe`` that makes more or fewer examples than it is given.
 
     Example:
         >>> from torch import nn
@@ -54,20 +64,41 @@ class RelevanceProbe(SketchSource):
         self.probe = probe
         self.to_probe = to_probe
         self.every_n_steps = every_n_steps
+        self._bounds_examples = False
+        self._bound: SketchBound | None = None
         self._total: Tensor | None = None
         self._count = 0
+        self._passes: set[int] = set()
         self._last_step: int | None = None
         self._drawn = 0
-        self._batches: Iterator[Any] | None = None
+        self._batches: Iterator[tuple[int, Any]] | None = None
 
     def prepare_server(self, module: L.LightningModule, *, global_branch: bool) -> None:
         """Load the probe's model once, on the driver; clients receive it with their snapshot."""
         self.probe.prepare()
 
+    def prepare_noise(self, noise: SketchNoise | None) -> None:
+        """Check that the probe can bound what the noise hides. See `SketchSource.prepare_noise`."""
+        self._bounds_examples = noise is not None and noise.bounds_examples
+        if not self._bounds_examples:
+            return
+        if not isinstance(self.probe, ExampleProbe):
+            raise ValueError(
+                f"`{type(noise).__name__}` hides single examples, but a {type(self.probe).__name__} does not tell them "
+                "apart: it is no `ExampleProbe`. Use one (`CausalLMProbe`, `GradientProbe`), or hide whole clients by "
+                "`ClientNoise`."
+            )
+        if self.probe.max_norm is None:
+            raise ValueError(
+                f"`{type(noise).__name__}` needs a bound on what one example adds to a sketch, but the probe has none. "
+                f"Write `{type(self.probe).__name__}(..., max_norm=C)`, with C no more than the length that most "
+                "sketches of public examples have: relevance does not read lengths, and noise grows with C."
+            )
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Start anew with every fit; what a checkpoint carries over is restored after this."""
         if stage == "fit":
-            self.load_state_dict({"total": None, "count": 0, "last_step": None, "drawn": 0})
+            self.load_state_dict({"total": None, "count": 0, "passes": [], "last_step": None, "drawn": 0})
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -77,28 +108,46 @@ class RelevanceProbe(SketchSource):
         if self._last_step is not None and step < self._last_step + self.every_n_steps:
             return
         with isolate_rng(include_cuda=pl_module.device.type == "cuda"):
-            sketch = self.probe.sketch(self._probe_batch(trainer, batch))
+            if self._bounds_examples:
+                sketch, count = self._sum_of_bounded(trainer)
+            else:
+                sketch, count = self.probe.sketch(self._probe_batch(trainer, batch)), 1
         self._total = sketch if self._total is None else self._total + sketch
-        self._count += 1
+        self._count += count
         self._last_step = step
 
     def take_sketch(self) -> Tensor | None:
-        """The mean sketch since the last call, float32 ``[k]``, and start anew; None when nothing was sketched."""
+        """The mean sketch since the last call, ``[k]``, and start anew; None when nothing was sketched."""
         if self._total is None:
             return None
         mean = self._total / self._count
-        self._total, self._count = None, 0
+        if self._bounds_examples:
+            assert isinstance(self.probe, ExampleProbe)
+            assert self.probe.max_norm is not None
+            self._bound = SketchBound(self.probe.max_norm, self._count, len(self._passes))
+        self._total, self._count, self._passes = None, 0, set()
         return mean
+
+    def take_bound(self) -> SketchBound | None:
+        """Of the sketch that was taken last; None unless single examples are hidden."""
+        return self._bound
 
     def state_dict(self) -> dict[str, Any]:
         """What a turn that is cut in two must carry over: the sum so far and where the next sketch is due."""
-        return {"total": self._total, "count": self._count, "last_step": self._last_step, "drawn": self._drawn}
+        return {
+            "total": self._total,
+            "count": self._count,
+            "passes": sorted(self._passes),
+            "last_step": self._last_step,
+            "drawn": self._drawn,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Undo `state_dict`."""
         self._total, self._count = state_dict["total"], state_dict["count"]
+        self._passes = set(state_dict["passes"])
         self._last_step, self._drawn = state_dict["last_step"], state_dict["drawn"]
-        self._batches = None
+        self._bound, self._batches = None, None
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy opens its loader anew, at the batch that is due."""
@@ -107,16 +156,38 @@ class RelevanceProbe(SketchSource):
     def _probe_batch(self, trainer: L.Trainer, batch: Any) -> Any:
         if self.to_probe is not None:
             return self.to_probe(batch)
-        make_loader = getattr(getattr(trainer, "datamodule", None), "probe_dataloader", None)
-        if make_loader is None:
-            return batch
+        make_loader = _probe_loader_of(trainer)
+        return batch if make_loader is None else self._next(make_loader)[1]
+
+    def _sum_of_bounded(self, trainer: L.Trainer) -> tuple[Tensor, int]:
+        """The sum of a batch's bounded sketches, float64 ``[k]``, and of how many examples."""
+        assert isinstance(self.probe, ExampleProbe)
+        assert self.probe.max_norm is not None
+        make_loader = _probe_loader_of(trainer) if self.to_probe is None else None
+        number, batch = self._next(
+            lambda: in_own_order(trainer.train_dataloader if make_loader is None else make_loader())
+        )
+        self._passes.add(number)
+        probe_batch = batch if self.to_probe is None else self.to_probe(batch)
+        rows = clip_rows(self.probe.sketches(probe_batch), self.probe.max_norm)  # whatever the probe says
+        given = num_examples_of(batch)
+        if given is not None and given != len(rows):
+            raise ValueError(
+                f"Where single examples are hidden, `to_probe` and the probe must make one sketch of each example, but "
+                f"made {len(rows)} of {given}. Map every example to one, with an empty answer if there is nothing to "
+                "ask, or hide whole clients by `ClientNoise`."
+            )
+        return rows.double().sum(dim=0), len(rows)
+
+    def _next(self, make_loader: Callable[[], Any]) -> tuple[int, Any]:
+        """In which pass we are, and its batch that is due."""
         if self._batches is None:
             self._batches = self._open(make_loader)
         due = next(self._batches)
         self._drawn += 1
         return due
 
-    def _open(self, make_loader: Callable[[], Any]) -> Iterator[Any]:
+    def _open(self, make_loader: Callable[[], Any]) -> Iterator[tuple[int, Any]]:
         """Batches without end, pass after pass, from the one that is due.
 
         Every batch is drawn from random numbers of its own, inside the caller's `isolate_rng`, so that a copy that
@@ -134,7 +205,7 @@ class RelevanceProbe(SketchSource):
                 if to_skip:
                     to_skip -= 1
                 else:
-                    yield batch
+                    yield passes, batch
             if not length:
                 raise ValueError(
                     "The datamodule's `probe_dataloader()` must yield at least one batch, but yields none."
@@ -143,6 +214,11 @@ class RelevanceProbe(SketchSource):
 
 
 _END = object()
+
+
+def _probe_loader_of(trainer: L.Trainer) -> Callable[[], Any] | None:
+    found: Callable[[], Any] | None = getattr(getattr(trainer, "datamodule", None), "probe_dataloader", None)
+    return found
 
 
 def _seed(seed: int) -> None:

@@ -17,13 +17,15 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_pfl.aggregation.memory import dump_flat, load_flat
 from lightning_pfl.callbacks.federated import Exchange
 from lightning_pfl.federation._compat import Launcher, callbacks_of, leave, place, updated_metrics
 from lightning_pfl.federation.frozen import checksums
+from lightning_pfl.federation.privacy import overlaid
 from lightning_pfl.federation.scope import of_clients
 from lightning_pfl.federation.segment import SegmentEnd
 from lightning_pfl.federation.sharing import exchange_of
-from lightning_pfl.types import Personalized
+from lightning_pfl.types import Personalized, SharedTensors
 
 __all__ = ["IN", "OUT", "ClientInterrupted", "ClientStrategy", "ModelReady"]
 
@@ -52,6 +54,7 @@ class ClientStrategy(SingleDeviceStrategy):
         validation: what the last validation inside this turn's fit gave, by the user's names.
         validation_names: names that validation has ever logged.
         saved: the client's checkpoint, once the segment has ended.
+        known: what the server has of the client's tensors when the turn starts; None unless it was asked for.
     """
 
     def __init__(
@@ -74,11 +77,13 @@ class ClientStrategy(SingleDeviceStrategy):
         self.local_steps = local_steps
         self.devices = devices
         self.saved: dict[str, Any] | None = None
+        self.known: SharedTensors | None = None
         self.validation: dict[str, float] = {}
         self.validation_names: set[str] = set()
         self._incoming: Mapping[str, Any] | None = None
         self._personalized = Personalized()
         self._only_build = False
+        self._keeps_known = False
         self._base: dict[str, int] = {}
         self._base_complete = False
         self._before_validation: dict[str, Any] = {}
@@ -98,6 +103,7 @@ class ClientStrategy(SingleDeviceStrategy):
         personalized: Personalized,
         base: Mapping[str, int],
         only_build: bool = False,
+        keep_known: bool = False,
     ) -> None:
         """Set up for one turn.
 
@@ -108,10 +114,12 @@ class ClientStrategy(SingleDeviceStrategy):
             personalized: what the server sent.
             base: `checksums` of the module as it came out of the snapshot.
             only_build: raise `ModelReady` as soon as the model stands.
+            keep_known: find out what the server has of the client's tensors.
         """
         self.client_id, self.round = client_id, round
         self._incoming, self._personalized, self._only_build = incoming, personalized, only_build
         self._base, self._base_complete = dict(base), False
+        self._keeps_known = keep_known
         device, self.accelerator, self.precision_plugin = place(self.accelerator, self.precision_plugin, self.devices)
         self._root_device = device
         self._launcher = _ClientLauncher()
@@ -146,7 +154,21 @@ class ClientStrategy(SingleDeviceStrategy):
             self.exchange_of(callbacks_of(trainer)).receive(self._module, self._personalized)
         if self._only_build:
             raise ModelReady
+        if self._keeps_known:
+            self.known = self._what_the_server_has(self.exchange_of(callbacks_of(trainer)))
         super().setup(trainer)
+
+    def sent(self, shared: SharedTensors) -> None:
+        """Keep what is sent in the client's checkpoint, as the next turn's step sets out from it."""
+        if self.saved is not None:
+            self.saved[_CARRIED]["sent"] = [dump_flat(shared.common), dump_flat(shared.same_architecture)]
+
+    def _what_the_server_has(self, exchange: Exchange) -> SharedTensors:
+        """What the client has sent last, or how its model starts, with what the server has sent since over it."""
+        sent = None if self._incoming is None else self._incoming[_CARRIED].get("sent")
+        if sent is None:
+            return exchange.upload(self._module)
+        return overlaid(SharedTensors(load_flat(sent[0]), load_flat(sent[1])), self._personalized.start)
 
     @override
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:

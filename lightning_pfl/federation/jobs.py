@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lightning_pfl.federation.privacy import Permit
 from lightning_pfl.types import Assignment, ClientUpdate
 
 __all__ = ["Failure", "Job", "JobResult", "LogRecord"]
@@ -28,6 +29,7 @@ class Job:
         state: the client's private checkpoint from its last turn, as bytes; None in its first.
         seed: of the client, used in its first turn only; later the state carries the random generators.
         num_threads: torch threads of this client; they change bits, so they belong to the client, not to the place.
+        permit: what the client needs to noise what it sends, and what it may still send; None: nothing is noised.
     """
 
     assignment: Assignment
@@ -36,6 +38,7 @@ class Job:
     state: bytes | None
     seed: int
     num_threads: int = 1
+    permit: Permit | None = None
 
 
 @dataclass(frozen=True)

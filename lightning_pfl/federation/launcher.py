@@ -21,6 +21,7 @@ from lightning_pfl.federation._compat import Launcher, adopt, attach_datamodule,
 from lightning_pfl.federation.checks import check_aggregator, check_trainer, require_lightning
 from lightning_pfl.federation.client_strategy import ClientStrategy
 from lightning_pfl.federation.plan import Plan, make_plan
+from lightning_pfl.federation.privacy import prepare_privacy
 from lightning_pfl.federation.rounds import Rounds
 from lightning_pfl.federation.scope import of_clients, of_server
 from lightning_pfl.federation.server import ServerModule
@@ -86,6 +87,8 @@ class FederatedLauncher(Launcher):
         aggregator = strategy.aggregator_for(callbacks)
         check_aggregator(aggregator, callbacks)
         template = strategy.template_of(trainer)
+        if stage is TrainerFn.FITTING:
+            prepare_privacy(strategy.privacy, callbacks, trainer.max_epochs)
 
         def client_trainer() -> L.Trainer:
             return template.equip(

@@ -45,12 +45,14 @@ class RoundReport:
         logs: what each client handed to its logger.
         relevance: the round's matrices.
         counts: how many updates counted, and how many turns did not, by the names of metrics.
+        spent: epsilon so far, of each client and the highest; nothing where nothing is noised.
     """
 
     metrics: Mapping[str, float]
     logs: Mapping[str, Sequence[LogRecord]]
     relevance: RelevanceRecord
     counts: Mapping[str, float]
+    spent: Mapping[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +129,7 @@ class Rounds:
             ClientFailedError: a client raised, or the places where it ran died too often, and the round cannot do
                 without it.
             FederationError: too few updates.
+            PrivacyBudgetError: a client has no budget left for what the round asks of it; nobody has trained then.
             RejectedUpdateError: the guard is strict, and an update does not count.
         """
         self.round = round
@@ -139,6 +142,7 @@ class Rounds:
             over_select=rules.over_select,
             busy=busy,
         )
+        self.state.ledgers.require_room(asked, round)
         enough = min(wanted(len(self._clients), self._fraction), len(asked) + len(busy))
         _LOG.info("Round %d: %d of %d clients train.", round, len(asked) + len(busy), len(self._clients))
         harvest = Harvest(TrainerFn.FITTING)
@@ -216,6 +220,7 @@ class Rounds:
             state=self.state.store.get(client_id),
             seed=client_seed(self._seed, client_id),
             num_threads=self._clients[client_id].num_threads,
+            permit=self.state.ledgers.permit(client_id, self.state.store) if stage is TrainerFn.FITTING else None,
         )
 
     def _gather(self, harvest: Harvest, jobs: Sequence[Job], round: int, enough: int) -> Inspection | None:
@@ -274,6 +279,9 @@ class Rounds:
                 self._gatherer.collect(harvest, again, wanted=enough, needed=needed)
             finally:
                 self.waiting = False
+                for result in harvest.delivered.values():
+                    if result.update is not None:
+                        self.state.ledgers.charge(result.update)  # it has been seen, whatever becomes of the round
             got, missing = count()
             if got >= needed:
                 break
@@ -314,6 +322,7 @@ class Rounds:
             logs={client_id: harvest.delivered[client_id].logs for client_id in self.participants},
             relevance=record,
             counts={"round/updates": float(len(counted)), "round/left_out": float(left_out)},
+            spent=self.state.ledgers.metrics(),
         )
 
     def _too_few(self, shortfall: Shortfall, harvest: Harvest) -> FederationError:

@@ -132,7 +132,7 @@ class ServerModule(L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         report = self.rounds.train(self.trainer.current_epoch, self.user_module)
         self._log_all(report.metrics)
-        self._log_all(report.counts, prog_bar=False)
+        self._log_all({**report.counts, **report.spent}, prog_bar=False)
         for client_id, records in report.logs.items():
             replay(client_id, records, self.trainer.loggers)
         if self._file is not None and (report.relevance.weights is not None or report.relevance.similarity is not None):

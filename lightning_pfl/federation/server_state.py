@@ -10,6 +10,8 @@ from lightning_pfl.aggregation.memory import dump_flat, load_flat
 from lightning_pfl.errors import CheckpointMismatchError
 from lightning_pfl.federation.fingerprint import Fingerprint
 from lightning_pfl.federation.history import LeftOut, RelevanceRecord, Traffic
+from lightning_pfl.federation.ledgers import Ledgers
+from lightning_pfl.federation.privacy import Privacy
 from lightning_pfl.federation.store import ClientStore
 from lightning_pfl.types import Aggregation, Layout, Personalized, SharedTensors
 
@@ -25,6 +27,7 @@ class ServerState:
     Args:
         client_ids: of the run, in order.
         store: the clients' private states.
+        privacy: what is noised; None: nothing.
 
     Attributes:
         aggregator: what the aggregator remembers.
@@ -36,9 +39,10 @@ class ServerState:
         layouts: what each client shares whose model is not known on the driver, as it was first accepted.
         sketch_size: numbers in a sketch; None while nobody has sent any.
         traffic: per client, bytes so far.
+        ledgers: what clients have told with noise.
     """
 
-    def __init__(self, client_ids: Sequence[str], store: ClientStore) -> None:
+    def __init__(self, client_ids: Sequence[str], store: ClientStore, privacy: Privacy | None = None) -> None:
         self.client_ids = tuple(client_ids)
         self.store = store
         self.aggregator: Mapping[str, Any] = {}
@@ -50,6 +54,7 @@ class ServerState:
         self.layouts: dict[str, tuple[str, Layout, Layout]] = {}
         self.sketch_size: int | None = None
         self.traffic = {client_id: Traffic() for client_id in self.client_ids}
+        self.ledgers = Ledgers(privacy)
         self._received: dict[str, Personalized] = {}
 
     def next_for(self, client_id: str, *, count: bool = True) -> Personalized:
@@ -90,6 +95,7 @@ class ServerState:
             "layouts": {client_id: _dump_layouts(*known) for client_id, known in self.layouts.items()},
             "sketch_size": self.sketch_size,
             "traffic": {client_id: [one.up, one.down] for client_id, one in self.traffic.items()},
+            "privacy": self.ledgers.state_dict(),
             "store": self.store.state_dict(),
         }
 
@@ -119,6 +125,7 @@ class ServerState:
         self.layouts = {client_id: _load_layouts(entry) for client_id, entry in saved["layouts"].items()}
         self.sketch_size = saved["sketch_size"]
         self.traffic = {client_id: Traffic(*numbers) for client_id, numbers in saved["traffic"].items()}
+        self.ledgers.load_state_dict(saved["privacy"])
 
     def _check(
         self, saved: Mapping[str, Any], aggregator: Aggregator | None, fingerprints: Mapping[str, Fingerprint]
@@ -146,6 +153,8 @@ class ServerState:
                 f"The checkpoint was written with `{saved['rule']}`, and `{type(aggregator).__name__}` cannot "
                 "go on with what that remembers. Resume with the aggregator that the run was started with."
             )
+        if aggregator is not None:
+            self.ledgers.check(saved["privacy"], started=bool(saved["aggregator"]))
         for name, fingerprint in fingerprints.items():
             there = saved["models"].get(name)
             if there is None:

@@ -1,6 +1,7 @@
 """`ClientStore`: the clients' private states between their turns, in memory while they fit, then on disk or elsewhere.
 
-A state is bytes to the store. It never travels to other clients and takes no part in aggregation. What a checkpoint of
+A state is bytes to the store. It never travels to other clients and takes no part in aggregation; no more does a
+client's secret, from which its noise is made. What a checkpoint of
 the run needs of the store is its `state_dict`.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import secrets
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,6 +63,7 @@ class ClientStore:
         self._memory: dict[str, bytes] = {}  # by client
         self._versions: dict[str, str] = {}  # the current one, by client
         self._referred: set[tuple[str, str]] = set()
+        self._secrets: dict[str, bytes] = {}  # by client
         self._nbytes = 0
         self._folder: TemporaryFolder | None = None
         self._opened: tuple[Any, str] | None = None
@@ -111,13 +114,26 @@ class ClientStore:
             return None
         return self._read(client_id, self._versions[client_id])
 
+    def secret(self, client_id: str) -> bytes:
+        """32 random bytes that only this client has, drawn when they are first asked for and kept with its states.
+
+        A store with a URL keeps them there and checkpoints do not hold them; else checkpoints do.
+        """
+        if client_id not in self._secrets:
+            kept = None if self._url is None else self._kept_secret(client_id)
+            self._keep_secret(client_id, secrets.token_bytes(32) if kept is None else kept)
+        return self._secrets[client_id]
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to hold: the states as uint8 tensors, or where they lie if the store has a URL.
 
         Loads with ``weights_only=True``.
         """
         if self._url is None:
-            return {"states": {client_id: _as_tensor(self.get(client_id) or b"") for client_id in self.ids()}}
+            states = {client_id: _as_tensor(self.get(client_id) or b"") for client_id in self.ids()}
+            if not self._secrets:
+                return {"states": states}
+            return {"states": states, "secrets": {one: _as_tensor(key) for one, key in sorted(self._secrets.items())}}
         for client_id, state in self._memory.items():
             self._write(client_id, self._versions[client_id], state)
         self._referred.update(self._versions.items())
@@ -137,6 +153,8 @@ class ClientStore:
             self._clear()
             for client_id, state in state_dict["states"].items():
                 self.put(client_id, state.numpy().tobytes())
+            for client_id, secret in state_dict.get("secrets", {}).items():
+                self._keep_secret(client_id, secret.numpy().tobytes())
             return
         if self._url is None:
             raise CheckpointMismatchError(
@@ -169,7 +187,28 @@ class ClientStore:
     def _clear(self) -> None:
         self._memory.clear()
         self._versions.clear()
+        self._secrets.clear()
         self._nbytes = 0
+
+    def _kept_secret(self, client_id: str) -> bytes | None:
+        files, path = self._filesystem()[0], self._path(client_id, "secret")
+        return bytes(files.cat_file(path)) if files.exists(path) else None
+
+    def _keep_secret(self, client_id: str, secret: bytes) -> None:
+        self._secrets[client_id] = secret
+        if self._url is None or self._kept_secret(client_id) == secret:
+            return
+        files, path = self._filesystem()[0], self._path(client_id, "secret")
+        files.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        if not _is_local(files):
+            files.pipe_file(path, secret)
+            return
+        unfinished = f"{path}.{uuid.uuid4().hex[:8]}.unfinished"
+        with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+            stream.write(secret)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(unfinished, path)
 
     def _forget_memory(self, client_id: str) -> None:
         self._nbytes -= len(self._memory.pop(client_id, b""))

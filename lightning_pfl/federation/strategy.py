@@ -29,6 +29,7 @@ from lightning_pfl.federation.history import LeftOut, RelevanceRecord, Traffic
 from lightning_pfl.federation.launcher import FederatedLauncher
 from lightning_pfl.federation.personal import export, personalize
 from lightning_pfl.federation.pools import ClientPool, RayPool
+from lightning_pfl.federation.privacy import Privacy
 from lightning_pfl.federation.rounds import Rounds
 from lightning_pfl.federation.rules import RoundRules
 from lightning_pfl.federation.server_state import ServerState
@@ -61,6 +62,7 @@ class FederatedStrategy(SingleDeviceStrategy):
             of submodules, or patterns with ``*``.
         rules: how long a round waits, for how many clients, and what becomes of the rest. None: it waits for all of
             them, and a client that fails ends the run.
+        privacy: what noise hides in what clients send, and how much they may tell. None: they send it without noise.
         store: where clients' private states lie between turns. None: in memory up to a cap, then on the local disk.
         seed: of everything that is drawn: who takes part, and each client's random stream.
 
@@ -91,6 +93,7 @@ class FederatedStrategy(SingleDeviceStrategy):
         fraction: float = 1.0,
         share: Sequence[str] = (),
         rules: RoundRules | None = None,
+        privacy: Privacy | None = None,
         store: ClientStore | None = None,
         seed: int = 0,
     ) -> None:
@@ -101,6 +104,7 @@ class FederatedStrategy(SingleDeviceStrategy):
             ("aggregator", aggregator, Aggregator),
             ("pool", pool, ClientPool),
             ("rules", rules, RoundRules),
+            ("privacy", privacy, Privacy),
         ):
             if value is not None and not isinstance(value, kind):
                 raise TypeError(f"`{name}` must be a {kind.__name__}, but is {value!r}.")
@@ -119,13 +123,14 @@ class FederatedStrategy(SingleDeviceStrategy):
         self.fraction = fraction
         self.share = tuple(share)
         self.rules = rules or RoundRules()
+        self.privacy = privacy
         self.store = store or ClientStore()
         self.seed = seed
         self.parallel_devices: list[torch.device] | None = None  # Lightning fills it in
         self.after_teardown: Callable[[], None] | None = None
         self.unbuilt: MutableMapping[L.LightningModule, L.LightningModule] = weakref.WeakKeyDictionary()
         self._template: tuple[weakref.ref[L.Trainer], ClientTemplate] | None = None
-        self._state = ServerState([client.id for client in self.clients], self.store)
+        self._state = ServerState([client.id for client in self.clients], self.store, privacy)
         self._fitted: weakref.ref[L.LightningModule] | None = None
         self._rounds: Rounds | None = None
 
@@ -160,6 +165,14 @@ class FederatedStrategy(SingleDeviceStrategy):
     def traffic(self) -> Mapping[str, Traffic]:
         """Bytes that travelled so far, by client id."""
         return dict(self._state.traffic)
+
+    def epsilon(self, client_id: str) -> float:
+        """What a client has told so far, at the delta of its budget (`Privacy`); 0 where nothing is noised.
+
+        Raises:
+            ValueError: no client of that name.
+        """
+        return self._state.ledgers.epsilon(self._known(client_id))
 
     def personalize(self, module: L.LightningModule, client_id: str) -> L.LightningModule:
         """One client's model, with its private state and what the server has for it.
@@ -237,7 +250,7 @@ class FederatedStrategy(SingleDeviceStrategy):
         if stage is TrainerFn.FITTING:
             if not goes_on or trainer.current_epoch == 0:
                 self.store.close()
-                self._state = ServerState([client.id for client in self.clients], self.store)
+                self._state = ServerState([client.id for client in self.clients], self.store, self.privacy)
             self._fitted = weakref.ref(module)
         return self._state
 

@@ -25,6 +25,7 @@ from lightning_pfl.federation.frozen import checksums
 from lightning_pfl.federation.jobs import Failure, Job, JobResult, LogRecord
 from lightning_pfl.federation.metrics import local_name
 from lightning_pfl.federation.segment import SegmentLoop
+from lightning_pfl.federation.privacy import release
 from lightning_pfl.federation.snapshot import Snapshot
 from lightning_pfl.federation.sources import ClientData
 from lightning_pfl.federation.state_bytes import pack, unpack
@@ -99,6 +100,7 @@ class _Turn:
             personalized=job.assignment.personalized,
             base=_BASES[snapshot],
             only_build=only_build,
+            keep_known=job.permit is not None and job.permit.privacy.updates is not None,
         )
         self.arguments = data.arguments(self.client_id, job.stage)
         self.logger = next((one for one in self.trainer.loggers if isinstance(one, ForwardingLogger)), None)
@@ -145,6 +147,10 @@ class _Turn:
             sketch=sketch,
             metrics=metrics,
         )
+        if self.job.permit is not None:
+            bound = sketches[0].take_bound() if sketches else None
+            update = release(update, self.job.permit, known=self.strategy.known, bound=bound)
+            self.strategy.sent(update.shared)
         state = self.job.state
         if self.strategy.saved is not None:
             state = pack(self.strategy.saved, check=state is None)

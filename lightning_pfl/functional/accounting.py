@@ -32,7 +32,7 @@ class Account:
         >>> account.releases
         ((2.0, 1), (4.0, 2))
         >>> round(account.epsilon(1e-5), 2)
-        2.49
+        2.5
     """
 
     releases: tuple[tuple[float, int], ...] = ()
@@ -140,38 +140,44 @@ class Ledger:
     Attributes:
         account: of all releases.
         last: digests of the releases of the last turn.
+        round: in which that was; -1 before the first.
 
     Example:
-        >>> ledger = Ledger().after({"digest 1": 4.0, "digest 2": 8.0})
-        >>> ledger.after({"digest 1": 4.0}).account.releases  # the same bytes once more
+        >>> ledger = Ledger().after({"digest 1": 4.0, "digest 2": 8.0}, round=0)
+        >>> ledger.after({"digest 1": 4.0}, round=0).account.releases  # the same bytes once more
         ((4.0, 1), (8.0, 1))
-        >>> ledger.after({"digest 3": 4.0}).account.releases
+        >>> ledger.after({"digest 3": 4.0}, round=1).account.releases
         ((4.0, 2), (8.0, 1))
     """
 
     account: Account = Account()
     last: tuple[str, ...] = ()
+    round: int = -1
 
-    def after(self, releases: Mapping[str, float]) -> Ledger:
+    def after(self, releases: Mapping[str, float], *, round: int) -> Ledger:
         """The ledger after a turn's releases.
 
         Args:
             releases: noise multipliers by digest.
+            round: of the turn.
+
+        Returns:
+            This very ledger if nothing new is released.
         """
         account, new = self.account, [digest for digest in releases if digest not in self.last]
         for digest in new:
             account = account.add(releases[digest])
-        return Ledger(account, tuple(releases)) if new else self
+        return Ledger(account, tuple(releases), round) if new else self
 
     def dump(self) -> dict[str, Any]:
         """Plain containers, for a checkpoint."""
-        return {"account": [list(pair) for pair in self.account.releases], "last": list(self.last)}
+        return {"account": [list(pair) for pair in self.account.releases], "last": list(self.last), "round": self.round}
 
     @staticmethod
     def load(entry: Mapping[str, Any]) -> Ledger:
         """Undo `dump`."""
         releases = tuple((float(multiplier), int(count)) for multiplier, count in entry["account"])
-        return Ledger(Account(releases), tuple(entry["last"]))
+        return Ledger(Account(releases), tuple(entry["last"]), int(entry["round"]))
 
 
 def _gaussian() -> Any:
