@@ -29,7 +29,13 @@ from lightning_pfl.callbacks.checkpoints import load_from_checkpoint
 from lightning_pfl.callbacks.colora import CoLoRA
 from lightning_pfl.callbacks.relevance_probe import RelevanceProbe
 from lightning_pfl.data import ClientDataModule, dirichlet_partition, even_partition, partition_by_key
-from lightning_pfl.errors import CheckpointMismatchError, ClientFailedError, FederationError, RejectedUpdateError
+from lightning_pfl.errors import (
+    CheckpointMismatchError,
+    ClientFailedError,
+    FederationError,
+    PrivacyBudgetError,
+    RejectedUpdateError,
+)
 from lightning_pfl.federation import (
     BelowQuorum,
     Client,
@@ -41,6 +47,7 @@ from lightning_pfl.federation import (
     LateResults,
     LocalPool,
     Pace,
+    Privacy,
     RayPool,
     RetryRound,
     RoundRules,
@@ -50,6 +57,8 @@ from lightning_pfl.federation import (
     StopRun,
     UseLate,
 )
+from lightning_pfl.functional.accounting import PrivacyBudget
+from lightning_pfl.functional.mechanisms import ClientNoise, ExampleNoise, SketchNoise, UpdateNoise
 from lightning_pfl.functional.relevance import FixedMatrix, SampleCount, Softmax, TaskGraph, TopK, Uniform, WeightPolicy
 from lightning_pfl.functional.similarity import ColumnCosine, Cosine, Similarity
 from lightning_pfl.functional.staleness import Fading
@@ -77,6 +86,7 @@ __all__ = [
     "Client",
     "ClientDataModule",
     "ClientFailedError",
+    "ClientNoise",
     "ClientPool",
     "ClientStore",
     "ClientUpdate",
@@ -91,6 +101,7 @@ __all__ = [
     "CountSketch",
     "Decision",
     "DropLate",
+    "ExampleNoise",
     "ExampleProbe",
     "Fading",
     "FedAvg",
@@ -108,6 +119,9 @@ __all__ = [
     "MixtureAggregator",
     "Pace",
     "PersonalizationScores",
+    "Privacy",
+    "PrivacyBudget",
+    "PrivacyBudgetError",
     "Probe",
     "Projection",
     "RayPool",
@@ -122,6 +136,7 @@ __all__ = [
     "Shortfall",
     "Similarity",
     "SimulatedPool",
+    "SketchNoise",
     "SkipRound",
     "Softmax",
     "StaticGate",
@@ -132,6 +147,7 @@ __all__ = [
     "Uniform",
     "UniformAggregator",
     "UpdateGuard",
+    "UpdateNoise",
     "UseLate",
     "WeightPolicy",
     "Welcome",

@@ -63,11 +63,10 @@ class PrivacyBudgetError(FederationError):
         self, client_id: str, round: int, *, spent: float, needed: float, epsilon: float, delta: float
     ) -> None:
         super().__init__(
-            f"Client `{client_id}` has spent epsilon {spent:.4g} of its budget of {epsilon:g} (delta {delta:g}), and what "
-            f"it would send in round {round} brings it to {needed:.4g}. So it sends nothing more and the run ends here; "
-            "the last checkpoint has all rounds before. To go on, resume with a larger "
-            "`PrivacyBudget(epsilon=...)`; for a run that lasts, start anew with more noise: "
-            "`PrivacyBudget.noise_multiplier(releases=...)` gives how much."
+            f"Client `{client_id}` has spent epsilon {spent:.4g} of its budget of {epsilon:g} (delta {delta:g}), and "
+            f"what it would send in round {round} brings it to {needed:.4g}. So it sends nothing more and the run ends "
+            "here; a checkpoint has all rounds before. To go on, resume with a larger `PrivacyBudget(epsilon=...)`; "
+            "for a run that lasts, start anew with more noise: `PrivacyBudget.noise_multiplier(releases=...)`."
         )
         self.client_id = client_id
         self.round = round

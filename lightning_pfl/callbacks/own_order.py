@@ -51,7 +51,7 @@ def in_own_order(loader: Any) -> DataLoader[Any]:
     sampler = loader.batch_sampler.sampler
     indices: Sequence[int]
     if isinstance(sampler, SequentialSampler | RandomSampler):
-        indices = range(len(sampler.data_source))  # type: ignore[arg-type]
+        indices = range(len(sampler.data_source))
     elif isinstance(sampler, SubsetRandomSampler):
         indices = sorted(set(sampler.indices))
     else:

@@ -2,6 +2,7 @@
 
 from lightning_pfl.federation.client import Client
 from lightning_pfl.federation.pools import ClientPool, LocalPool, Pace, RayPool, SimulatedPool
+from lightning_pfl.federation.privacy import Privacy
 from lightning_pfl.federation.rules import (
     BelowQuorum,
     Decision,
@@ -28,6 +29,7 @@ __all__ = [
     "LateResults",
     "LocalPool",
     "Pace",
+    "Privacy",
     "RayPool",
     "RetryRound",
     "RoundRules",

@@ -93,9 +93,9 @@ class Ledgers:
         now = (self._privacy.unit, sorted(self._privacy.multipliers)) if self._privacy is not None else None
         if before != now:
             raise CheckpointMismatchError(
-                f"In the checkpoint's run {_said(before)}, and in this one {_said(now)}; an account of both would claim "
-                "what does not hold. Resume with the same kind of `FederatedStrategy(privacy=...)` (noise multipliers "
-                "and budget may differ), or start anew."
+                f"In the checkpoint's run {_said(before)}, and in this one {_said(now)}; an account of both would "
+                "claim what does not hold. Resume with the same kind of `FederatedStrategy(privacy=...)` (noise "
+                "multipliers and budget may differ), or start anew."
             )
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:

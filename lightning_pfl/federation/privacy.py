@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import final
 
 import lightning as L
-import torch
 
 from lightning_pfl.callbacks.federated import SketchSource
 from lightning_pfl.errors import PrivacyBudgetError
@@ -112,7 +111,7 @@ class Permit:
 
 
 def release(
-    update: ClientUpdate, permit: Permit, *, known: SharedTensors | None, bound: SketchBound | None
+    update: ClientUpdate, permit: Permit, *, known: SharedTensors | None, bound: SketchBound | None, trained: bool
 ) -> ClientUpdate:
     """What a client sends instead of what it has, as the last thing that its turn does.
 
@@ -121,6 +120,8 @@ def release(
         permit: of the client.
         known: what the server has of the client's tensors; read where updates are noised.
         bound: of the sketch's examples.
+        trained: whether the client did anything in this turn. If it had stopped before, it sends again what the server
+            has of it, which takes no noise.
 
     Returns:
         The update with noise.
@@ -135,7 +136,7 @@ def release(
         sketch = noised_sketch(sketch, privacy.sketches, stream, bound=bound)
     if privacy.updates is not None:
         assert known is not None
-        shared = noised_update(shared, known, privacy.updates, stream)
+        shared = noised_update(shared, known, privacy.updates, stream) if trained else known
     noised = replace(update, sketch=sketch, shared=shared)
     _require_within(permit.ledger, charged(permit.ledger, noised, privacy), noised.client_id, noised.round, privacy)
     return noised

@@ -24,8 +24,8 @@ from lightning_pfl.federation.forwarding import ForwardingLogger
 from lightning_pfl.federation.frozen import checksums
 from lightning_pfl.federation.jobs import Failure, Job, JobResult, LogRecord
 from lightning_pfl.federation.metrics import local_name
-from lightning_pfl.federation.segment import SegmentLoop
 from lightning_pfl.federation.privacy import release
+from lightning_pfl.federation.segment import SegmentLoop
 from lightning_pfl.federation.snapshot import Snapshot
 from lightning_pfl.federation.sources import ClientData
 from lightning_pfl.federation.state_bytes import pack, unpack
@@ -149,7 +149,8 @@ class _Turn:
         )
         if self.job.permit is not None:
             bound = sketches[0].take_bound() if sketches else None
-            update = release(update, self.job.permit, known=self.strategy.known, bound=bound)
+            trained = self.strategy.saved is not None
+            update = release(update, self.job.permit, known=self.strategy.known, bound=bound, trained=trained)
             self.strategy.sent(update.shared)
         state = self.job.state
         if self.strategy.saved is not None:

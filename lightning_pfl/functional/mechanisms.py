@@ -1,8 +1,8 @@
 r"""How much noise what a client sends needs: whom it hides, how far that one can move it, and the noise.
 
 Start at `ExampleNoise`. A mechanism is a frozen dataclass of settings; `noised_sketch` and `noised_update` are the two
-releases there are. The noise is always Gaussian with a standard deviation of `multiplier` times the sensitivity, and two
-data sets are neighbours when one unit (an example, or all that a client has) is replaced by another.
+releases there are. The noise is always Gaussian with a standard deviation of `multiplier` times the sensitivity, and
+two data sets are neighbours when one unit (an example, or all that a client has) is replaced by another.
 """
 
 from __future__ import annotations
@@ -212,7 +212,10 @@ class UpdateNoise:
 
 
 def noised_sketch(sketch: Tensor, noise: SketchNoise, stream: NoiseStream, *, bound: SketchBound | None) -> Tensor:
-    """Bound a turn's mean sketch, and add noise.
+    """Bound a turn's mean sketch, add noise, and scale the sum to length one.
+
+    The scaling tells nothing more, since it sees the noisy sketch only. Without it lengths would be those of the noise,
+    which differ between clients by their numbers of examples, and a guard that compares lengths would be misled.
 
     Args:
         sketch: shape ``[k]``.
@@ -221,22 +224,22 @@ def noised_sketch(sketch: Tensor, noise: SketchNoise, stream: NoiseStream, *, bo
         bound: of the sketch's examples; None where nothing bounds them.
 
     Returns:
-        float32, shape ``[k]``.
+        float32, shape ``[k]``, of length one.
 
     Raises:
         ValueError: NaN or infinity in the sketch, or no bound where the noise relies on one.
 
     Example:
-        >>> stream = NoiseStream(bytes(32), "ward-3", 0)
-        >>> bound = SketchBound(max_norm=1.0, num_examples=8)
-        >>> noised = noised_sketch(torch.zeros(10_000), ExampleNoise(2.0), stream, bound=bound)
-        >>> round(noised.std().item(), 1)  # 2 * (2 / 8)
-        0.5
+        >>> stream, bound = NoiseStream(bytes(32), "ward-3", 0), SketchBound(max_norm=5.0, num_examples=1000)
+        >>> noised = noised_sketch(torch.tensor([3.0, 4.0]), ExampleNoise(4.0), stream, bound=bound)
+        >>> (noised - torch.tensor([0.6, 0.8])).norm() < 0.05
+        tensor(True)
     """
     _require_finite("sketch", sketch)
     deviation = noise.multiplier * noise.sensitivity(bound)
     value = noise.bounded(sketch)
-    return (value + deviation * stream.draw("sketch", value)).float()
+    noised = value + deviation * stream.draw("sketch", value)
+    return (noised / torch.linalg.vector_norm(noised)).float()
 
 
 def noised_update(
