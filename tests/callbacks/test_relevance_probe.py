@@ -12,8 +12,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from lightning_pfl.callbacks.federated import SketchSource
 from lightning_pfl.callbacks.relevance_probe import RelevanceProbe
-from lightning_pfl.relevance.base import Probe
+from lightning_pfl.functional.mechanisms import ClientNoise, ExampleNoise, SketchBound
+from lightning_pfl.relevance.base import ExampleProbe, Probe
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
@@ -37,6 +39,34 @@ class Recorder(Probe):
         value = batch[0] if isinstance(batch, list | tuple) else batch
         self.seen.append(value.flatten().tolist())
         return value.float().mean().expand(2).clone()
+
+
+class Rows(ExampleProbe):
+    """An example's sketch is the number that it is, twice; the bound is promised, and not kept."""
+
+    def __init__(self, max_norm=1000.0):
+        self.bound = max_norm
+        self.seen = []
+
+    @property
+    def size(self):
+        return 2
+
+    @property
+    def max_norm(self):
+        return self.bound
+
+    def prepare(self):
+        pass
+
+    def sketch(self, batch):
+        raise AssertionError("examples are asked for one by one")
+
+    def sketches(self, batch):
+        torch.rand(5), random.random(), numpy.random.rand()
+        value = batch[0] if isinstance(batch, list | tuple) else batch
+        self.seen.append(value.flatten().tolist())
+        return value.float().reshape(-1, 1).expand(-1, 2).clone()
 
 
 class Model(L.LightningModule):
@@ -230,3 +260,176 @@ def test_a_rhythm_below_one_step_is_refused():
     """Zero would divide, in other designs."""
     with pytest.raises(ValueError, match="every_n_steps"):
         RelevanceProbe(Recorder(), every_n_steps=0)
+
+
+def bounded(probe=None, **arguments):
+    """A callback whose sketches will be noised example by example."""
+    callback = RelevanceProbe(probe or Rows(), **{"every_n_steps": 1, **arguments})
+    callback.prepare_noise(ExampleNoise(1.0))
+    return callback
+
+
+class InBatches(Data):
+    """Ten numbers from 0 on, four in a batch, so that the last has two."""
+
+    def __init__(self, repeats=False):
+        super().__init__(10)
+        self.repeats = repeats
+
+    def train_dataloader(self):
+        drawn = torch.utils.data.RandomSampler(self.numbers, replacement=True) if self.repeats else None
+        return DataLoader(TensorDataset(self.numbers), batch_size=4, shuffle=not self.repeats, sampler=drawn)
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+def test_every_example_counts_the_same_and_once_per_pass(repeats):
+    """Mean of 0 .. 9 is 4.5, whatever batch each was in; a training that draws with replacement has no part in it."""
+    callback = bounded()
+    fit(callback, InBatches(repeats))
+
+    assert sorted(number for batch in callback.probe.seen for number in batch) == list(range(10))
+    torch.testing.assert_close(callback.take_sketch(), torch.tensor([4.5, 4.5], dtype=torch.float64))
+    assert callback.take_bound() == SketchBound(1000.0, 10, 1)
+
+
+def test_a_turn_over_two_passes_says_that_an_example_may_be_in_it_twice():
+    """Three batches a pass, six sketched; a second turn begins at its own pass and counts from there."""
+    callback = bounded()
+    fit(callback, InBatches(), epochs=2)
+    callback.take_sketch()
+
+    assert callback.take_bound() == SketchBound(1000.0, 20, 2)
+
+    callback = bounded(every_n_steps=2)  # steps 0, 2, 4: one pass of three batches in two epochs
+    fit(callback, InBatches(), epochs=2)
+    callback.take_sketch()
+    assert callback.take_bound() == SketchBound(1000.0, 10, 1)
+
+
+def test_the_order_does_not_depend_on_what_the_training_has_drawn():
+    """An example with a longer text makes dropout draw more, and the next shuffle another one."""
+
+    class Wasteful(InBatches):
+        def train_dataloader(self):
+            torch.rand(int(self.numbers.sum()))
+            return super().train_dataloader()
+
+    plain, wasteful = bounded(), bounded()
+    fit(plain, InBatches(), epochs=2)
+    fit(wasteful, Wasteful(), epochs=2)
+
+    assert plain.probe.seen == wasteful.probe.seen
+    assert plain.probe.seen[:3] != plain.probe.seen[3:]
+
+
+def test_one_examples_part_is_bounded_whatever_the_probe_promises():
+    """By hand: nine zeros and 10^6 twice, cut to length 5, are 0.5 / sqrt(2) each on average."""
+
+    class Spike(InBatches):
+        def __init__(self):
+            super().__init__()
+            self.numbers = torch.zeros(10, 1)
+            self.numbers[3] = 1e6
+
+    callback = bounded(Rows(max_norm=5.0))
+    fit(callback, Spike())
+
+    torch.testing.assert_close(callback.take_sketch().float(), torch.full((2,), 0.5 / 2**0.5))
+
+
+def test_replacing_one_example_of_a_real_training_moves_its_sketch_no_further_than_the_sensitivity():
+    """Through the callback, its loader and a real probe; in 2 passes, with outliers, for each of 6 examples."""
+    from lightning_pfl.relevance import GradientProbe
+
+    def sketched(numbers):
+        torch.manual_seed(0)
+        probe = GradientProbe(
+            nn.Linear(1, 1),
+            lambda module, batch: module(batch[0]).square().mean(),
+            parameters=["weight", "bias"],
+            size=4,
+            max_norm=0.5,
+        )
+        callback = bounded(probe)
+        data = InBatches()
+        data.numbers = numbers
+        fit(callback, data, epochs=2)
+        return callback.take_sketch(), callback.take_bound()
+
+    numbers = torch.linspace(-2, 2, 6)[:, None]
+    sketch, bound = sketched(numbers)
+    limit = ExampleNoise(1.0).sensitivity(bound)
+    assert limit == pytest.approx(2 * 0.5 * 2 / 12)
+    moved = []
+    for place in range(6):
+        for value in (0.0, -100.0):
+            neighbour = numbers.clone()
+            neighbour[place] = value
+            moved.append((sketched(neighbour)[0] - sketch).norm().item())
+
+    assert max(moved) <= limit
+    assert max(moved) > limit / 4
+
+
+def test_a_probe_dataloader_and_to_probe_supply_bounded_examples_too():
+    """Each in its turn; `to_probe` maps training batches."""
+    loaded = bounded()
+    fit(loaded, WithProbeData())
+    assert sorted(round(value) for batch in loaded.probe.seen[:3] for value in batch) == list(range(100, 110))
+
+    mapped = bounded(to_probe=lambda batch: batch[0] + 50)
+    fit(mapped, InBatches())
+    assert sorted(value for batch in mapped.probe.seen for value in batch) == list(range(50, 60))
+
+
+def test_training_goes_on_to_the_same_bits_with_bounded_sketches_as_without():
+    _, plain = fit(None, InBatches())
+    _, probed = fit(bounded(), InBatches())
+
+    assert all(map(torch.equal, plain, probed))
+
+
+def test_a_bounded_turn_cut_in_two_gives_the_same_sketch_and_bound(tmp_path):
+    whole = bounded()
+    fit(whole, InBatches(), epochs=3)
+    before, after = bounded(), bounded()
+    trainer, _ = fit(before, InBatches(), epochs=2)
+    trainer.save_checkpoint(tmp_path / "cut.ckpt")
+    fit(after, InBatches(), epochs=3, ckpt_path=tmp_path / "cut.ckpt")
+
+    assert torch.equal(after.take_sketch(), whole.take_sketch())
+    assert after.take_bound() == whole.take_bound() == SketchBound(1000.0, 30, 3)
+
+
+def test_more_than_one_sketch_of_an_example_is_refused():
+    """A second view of each would move the mean twice as far as the account says."""
+    callback = bounded(to_probe=lambda batch: torch.cat([batch[0], batch[0] + 1]))
+
+    with pytest.raises(ValueError, match="one sketch of each example, but made 8 of 4"):
+        fit(callback, InBatches())
+
+
+def test_noise_on_examples_asks_for_a_probe_that_tells_them_apart_and_bounds_them():
+    with pytest.raises(ValueError, match="a Recorder does not tell them apart"):
+        bounded(Recorder())
+    with pytest.raises(ValueError, match=r"Write `Rows\(..., max_norm=C\)`"):
+        bounded(Rows(max_norm=None))
+
+    class Other(SketchSource):
+        def take_sketch(self):
+            return None
+
+    with pytest.raises(ValueError, match="Other does not say how far one moves its sketch"):
+        Other().prepare_noise(ExampleNoise(1.0))
+    Other().prepare_noise(ClientNoise(1.0))
+    RelevanceProbe(Recorder()).prepare_noise(ClientNoise(1.0))
+
+
+def test_a_callback_forgets_the_noise_of_an_earlier_run():
+    callback = bounded()
+    callback.prepare_noise(None)
+    callback.probe = Recorder()
+    fit(callback)
+
+    assert callback.take_sketch() is not None
+    assert callback.take_bound() is None
