@@ -14,6 +14,8 @@ from lightning_pfl.types import ClientUpdate
 
 __all__ = ["Ledgers"]
 
+_EPSILON = "privacy/epsilon"
+
 
 @final
 class Ledgers:
@@ -63,8 +65,8 @@ class Ledgers:
     def metrics(self) -> dict[str, float]:
         """Epsilon spent: of each client that has sent something, and the highest of all."""
         spent = {client_id: self.epsilon(client_id) for client_id in sorted(self._by_client)}
-        named = {client_name(client_id, "epsilon"): value for client_id, value in spent.items()}
-        return {"epsilon": max(spent.values()), **named} if spent else {}
+        named = {client_name(client_id, _EPSILON): value for client_id, value in spent.items()}
+        return {_EPSILON: max(spent.values()), **named} if spent else {}
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers, for a checkpoint."""
