@@ -1,4 +1,4 @@
-"""`in_own_order`: the examples of a loader, each once per pass, in an order that nothing but a seed decides."""
+"""`in_own_order`: a loader's examples one by one, each once per pass, in an order that nothing but a seed decides."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def in_own_order(loader: Any) -> DataLoader[Any]:
         loader: a `DataLoader` of batches, over a data set with an index.
 
     Returns:
-        A loader in this process with the same batch size and ``collate_fn``, whose last batch may be smaller.
+        A loader in this process that yields lists of as many examples as the loader's batches have (the last may have
+        fewer), each put by the same ``collate_fn`` into a batch of its own.
 
     Raises:
         ValueError: which examples the loader yields cannot be known: it is none, its data set is iterable, or its
@@ -39,8 +40,8 @@ def in_own_order(loader: Any) -> DataLoader[Any]:
         >>> import torch
         >>> _ = torch.manual_seed(0)
         >>> loader = DataLoader(range(5), batch_size=2, sampler=SubsetRandomSampler([1, 3, 4]))
-        >>> sorted(number for batch in in_own_order(loader) for number in batch.tolist())
-        [1, 3, 4]
+        >>> sorted(example.tolist() for examples in in_own_order(loader) for example in examples)
+        [[1], [3], [4]]
     """
     if not isinstance(loader, DataLoader):
         raise _unknown(f"a {type(loader).__name__} is no `DataLoader`")
@@ -56,8 +57,12 @@ def in_own_order(loader: Any) -> DataLoader[Any]:
         indices = sorted(set(sampler.indices))
     else:
         raise _unknown(f"its sampler is a {type(sampler).__name__}")
+    collate = loader.collate_fn
     return DataLoader(
-        Subset(loader.dataset, indices), batch_size=loader.batch_size, shuffle=True, collate_fn=loader.collate_fn
+        Subset(loader.dataset, indices),
+        batch_size=loader.batch_size,
+        shuffle=True,
+        collate_fn=lambda examples: [collate([example]) for example in examples],
     )
 
 

@@ -17,7 +17,6 @@ from lightning_pfl.callbacks.own_order import in_own_order
 from lightning_pfl.functional.mechanisms import SketchBound, SketchNoise
 from lightning_pfl.functional.privacy import clip_rows
 from lightning_pfl.relevance.base import ExampleProbe, Probe
-from lightning_pfl.relevance.gradient import num_examples_of
 
 __all__ = ["RelevanceProbe"]
 
@@ -35,8 +34,8 @@ class RelevanceProbe(SketchSource):
     batches in that form; one without it, the training batch as it is.
 
     Where single examples are hidden by noise (``FederatedStrategy(privacy=...)``), the batches come from the training
-    data in an order that the training has no part in, every example counts the same, whatever its batch, and each
-    example's sketch is bounded by the probe's ``max_norm``.
+    data in an order that the training has no part in, every example goes through ``to_probe`` and the probe by itself,
+    as a batch of one, and counts the same, and its sketch is bounded by the probe's ``max_norm``.
 
     Args:
         probe: the frozen model and its gradient, the same for all clients.
@@ -45,8 +44,8 @@ class RelevanceProbe(SketchSource):
 
     Raises:
         ValueError: ``every_n_steps`` below 1; in training, a ``probe_dataloader()`` that yields nothing. Where single
-            examples are hidden, also a probe that cannot bound them, data whose order cannot be known (an iterable
-            data set, a sampler of one's own), and a ``to_probe`` that makes more or fewer examples than it is given.
+            examples are hidden, also a probe that cannot bound them, and data whose order cannot be known (an iterable
+            data set, a sampler of one's own).
 
     Example:
         >>> from torch import nn
@@ -160,24 +159,24 @@ class RelevanceProbe(SketchSource):
         return batch if make_loader is None else self._next(make_loader)[1]
 
     def _sum_of_bounded(self, trainer: L.Trainer) -> tuple[Tensor, int]:
-        """The sum of a batch's bounded sketches, float64 ``[k]``, and of how many examples."""
+        """The sum of a batch's bounded sketches, float64 ``[k]``, and of how many examples.
+
+        Every example goes through `to_probe` and the probe by itself: in a padded batch, another one's length can move
+        its positions, and with them its gradient.
+        """
         assert isinstance(self.probe, ExampleProbe)
         assert self.probe.max_norm is not None
         make_loader = _probe_loader_of(trainer) if self.to_probe is None else None
-        number, batch = self._next(
+        number, examples = self._next(
             lambda: in_own_order(trainer.train_dataloader if make_loader is None else make_loader())
         )
         self._passes.add(number)
-        probe_batch = batch if self.to_probe is None else self.to_probe(batch)
-        rows = clip_rows(self.probe.sketches(probe_batch), self.probe.max_norm)  # whatever the probe says
-        given = num_examples_of(batch)
-        if given is not None and given != len(rows):
-            raise ValueError(
-                f"Where single examples are hidden, `to_probe` and the probe must make one sketch of each example, but "
-                f"made {len(rows)} of {given}. Map every example to one, with an empty answer if there is nothing to "
-                "ask, or hide whole clients by `ClientNoise`."
-            )
-        return rows.double().sum(dim=0), len(rows)
+        total = torch.zeros(self.probe.size, dtype=torch.float64)
+        for example in examples:
+            rows = self.probe.sketches(example if self.to_probe is None else self.to_probe(example))
+            if len(rows):  # several views of one example count as their mean
+                total += clip_rows(rows.double().mean(dim=0, keepdim=True), self.probe.max_norm)[0]
+        return total, len(examples)
 
     def _next(self, make_loader: Callable[[], Any]) -> tuple[int, Any]:
         """In which pass we are, and its batch that is due."""

@@ -18,7 +18,7 @@ from lightning_pfl.functional.privacy import clip_rows
 from lightning_pfl.relevance.base import ExampleProbe
 from lightning_pfl.relevance.sketches import CountSketch, Projection
 
-__all__ = ["GradientProbe", "examples_of", "gradient_of", "num_examples_of"]
+__all__ = ["GradientProbe", "examples_of", "gradient_of"]
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -213,17 +213,6 @@ def examples_of(batch: Any) -> list[Any]:
             "Bring the batch into that form in the probe callback's `to_probe=`."
         )
     return [_cut(batch, index) for index in range(lengths[0])]
-
-
-def num_examples_of(batch: Any) -> int | None:
-    """How many examples a batch holds, if all of its tensors agree; None if they do not, or if there are none.
-
-    Example:
-        >>> num_examples_of((torch.zeros(3, 2), torch.zeros(3))), num_examples_of(["a text", "another"])
-        (3, None)
-    """
-    lengths = set(_lengths(batch))
-    return lengths.pop() if len(lengths) == 1 else None
 
 
 def _lengths(value: Any) -> list[int]:

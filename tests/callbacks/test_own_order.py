@@ -9,7 +9,7 @@ from lightning_pfl.callbacks.own_order import in_own_order
 
 def seen(loader, seed=0):
     torch.manual_seed(seed)
-    return [batch.tolist() for batch in loader]
+    return [[number for example in examples for number in example.tolist()] for examples in loader]
 
 
 @pytest.mark.parametrize(
@@ -42,10 +42,11 @@ def test_the_order_is_the_seeds_and_not_the_loaders():
     assert seen(plain) != [list(range(start, start + 5)) for start in range(0, 20, 5)]
 
 
-def test_examples_are_put_together_as_the_loader_does():
-    own = in_own_order(DataLoader(range(4), batch_size=2, collate_fn=lambda examples: tuple(sorted(examples))))
+def test_every_example_is_put_alone_into_a_batch_as_the_loader_makes_them():
+    """So that no other one's length pads it."""
+    own = in_own_order(DataLoader(range(4), batch_size=2, collate_fn=lambda examples: ("batch", *examples)))
 
-    assert all(isinstance(batch, tuple) for batch in own)
+    assert sorted(example for examples in own for example in examples) == [("batch", number) for number in range(4)]
 
 
 class Endless(IterableDataset):

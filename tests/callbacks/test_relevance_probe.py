@@ -65,7 +65,7 @@ class Rows(ExampleProbe):
     def sketches(self, batch):
         torch.rand(5), random.random(), numpy.random.rand()
         value = batch[0] if isinstance(batch, list | tuple) else batch
-        self.seen.append(value.flatten().tolist())
+        self.seen += value.flatten().tolist()
         return value.float().reshape(-1, 1).expand(-1, 2).clone()
 
 
@@ -287,7 +287,7 @@ def test_every_example_counts_the_same_and_once_per_pass(repeats):
     callback = bounded()
     fit(callback, InBatches(repeats))
 
-    assert sorted(number for batch in callback.probe.seen for number in batch) == list(range(10))
+    assert sorted(callback.probe.seen) == list(range(10))
     torch.testing.assert_close(callback.take_sketch(), torch.tensor([4.5, 4.5], dtype=torch.float64))
     assert callback.take_bound() == SketchBound(1000.0, 10, 1)
 
@@ -319,7 +319,7 @@ def test_the_order_does_not_depend_on_what_the_training_has_drawn():
     fit(wasteful, Wasteful(), epochs=2)
 
     assert plain.probe.seen == wasteful.probe.seen
-    assert plain.probe.seen[:3] != plain.probe.seen[3:]
+    assert plain.probe.seen[:10] != plain.probe.seen[10:]
 
 
 def test_one_examples_part_is_bounded_whatever_the_probe_promises():
@@ -375,11 +375,11 @@ def test_a_probe_dataloader_and_to_probe_supply_bounded_examples_too():
     """Each in its turn; `to_probe` maps training batches."""
     loaded = bounded()
     fit(loaded, WithProbeData())
-    assert sorted(round(value) for batch in loaded.probe.seen[:3] for value in batch) == list(range(100, 110))
+    assert sorted(map(round, loaded.probe.seen[:10])) == list(range(100, 110))
 
     mapped = bounded(to_probe=lambda batch: batch[0] + 50)
     fit(mapped, InBatches())
-    assert sorted(value for batch in mapped.probe.seen for value in batch) == list(range(50, 60))
+    assert sorted(mapped.probe.seen) == list(range(50, 60))
 
 
 def test_training_goes_on_to_the_same_bits_with_bounded_sketches_as_without():
@@ -401,12 +401,43 @@ def test_a_bounded_turn_cut_in_two_gives_the_same_sketch_and_bound(tmp_path):
     assert after.take_bound() == whole.take_bound() == SketchBound(1000.0, 30, 3)
 
 
-def test_more_than_one_sketch_of_an_example_is_refused():
-    """A second view of each would move the mean twice as far as the account says."""
-    callback = bounded(to_probe=lambda batch: torch.cat([batch[0], batch[0] + 1]))
+def test_an_example_counts_once_whatever_is_made_of_it():
+    """By hand: numbers below 5 are left out, and so are zero; the others have two views, x and x + 4, cut to length 6.
 
-    with pytest.raises(ValueError, match="one sketch of each example, but made 8 of 4"):
-        fit(callback, InBatches())
+    Their mean x + 2, twice, is longer than 6 for each of 5 .. 9; so five of ten examples add 6 / sqrt(2).
+    """
+
+    def views(batch):
+        return torch.cat([batch[0], batch[0] + 4]) if batch[0] >= 5 else batch[0][:0]
+
+    callback = bounded(Rows(max_norm=6.0), to_probe=views)
+    fit(callback, InBatches())
+
+    torch.testing.assert_close(callback.take_sketch().float(), torch.full((2,), 3 / 2**0.5))
+    assert callback.take_bound() == SketchBound(6.0, 10, 1)
+
+
+def test_an_example_is_alone_in_its_batch_so_that_no_other_ones_length_moves_it():
+    """A collate function that pads to the longest, in front: GPT-2 would number the positions anew."""
+
+    def padded(texts):
+        longest = max(map(len, texts))
+        return torch.stack([nn.functional.pad(text, (longest - len(text), 0)) for text in texts])
+
+    class Texts(Data):
+        def probe_dataloader(self):
+            return DataLoader([torch.ones(1), torch.ones(2), torch.ones(9)], batch_size=3, collate_fn=padded)
+
+    seen = []
+
+    class Shapes(Rows):
+        def sketches(self, batch):
+            seen.append(tuple(batch.shape))
+            return torch.zeros(1, 2)
+
+    fit(bounded(Shapes(), every_n_steps=6), Texts())
+
+    assert sorted(seen) == [(1, 1), (1, 2), (1, 9)]
 
 
 def test_noise_on_examples_asks_for_a_probe_that_tells_them_apart_and_bounds_them():
