@@ -238,7 +238,7 @@ def noised_sketch(sketch: Tensor, noise: SketchNoise, stream: NoiseStream, *, bo
     _require_finite("sketch", sketch)
     deviation = noise.multiplier * noise.sensitivity(bound)
     value = noise.bounded(sketch)
-    noised = value + deviation * stream.draw("sketch", value)
+    noised: Tensor = value + deviation * stream.draw("sketch", value)
     return (noised / torch.linalg.vector_norm(noised)).float()
 
 

@@ -12,9 +12,12 @@ from torch.utils.data import DataLoader
 
 from lightning_pfl.federation.client_strategy import ClientStrategy
 from lightning_pfl.federation.jobs import Job
+from lightning_pfl.federation.privacy import Permit, Privacy
 from lightning_pfl.federation.snapshot import Snapshot
 from lightning_pfl.federation.sources import ClientData
 from lightning_pfl.federation.template import ClientTemplate
+from lightning_pfl.functional.accounting import Ledger, PrivacyBudget
+from lightning_pfl.functional.mechanisms import UpdateNoise
 from lightning_pfl.types import Assignment
 from tests.federation.tiny import ClientsOwnData, Tiny
 
@@ -92,7 +95,15 @@ def snapshot_of(module, file, *, rounds=4):
 
 def job(client_id, *, round=0, stage=TrainerFn.FITTING, snapshot="model", state=None, num_threads=1):
     seed = sum(map(ord, client_id))
-    return Job(Assignment(client_id, round), stage, snapshot, state, seed, num_threads)
+    return Job(Assignment(client_id, round), stage, snapshot, state, seed, num_threads, _permit(client_id))
+
+
+def _permit(client_id):
+    """Who dies sends noise: it must be the same when the turn is run again."""
+    if not client_id.startswith("dies-once"):
+        return None
+    privacy = Privacy(budget=PrivacyBudget(100, 1e-5), updates=UpdateNoise(multiplier=1.0, max_norm=1.0))
+    return Permit(privacy, client_id.encode().ljust(32), Ledger())
 
 
 def bytes_of(result):
