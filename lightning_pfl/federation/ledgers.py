@@ -83,13 +83,13 @@ class Ledgers:
 
         Args:
             saved: from `state_dict`.
-            started: whether clients have sent something by then.
+            started: whether a round had counted by then.
 
         Raises:
             CheckpointMismatchError: another unit or other releases were noised, so that one account for both would
                 claim what is not so.
         """
-        if not started:
+        if not started and not saved.get("ledgers"):
             return
         before = (saved["unit"], saved["noised"]) if saved else None
         now = (self._privacy.unit, sorted(self._privacy.multipliers)) if self._privacy is not None else None

@@ -125,7 +125,7 @@ class ServerState:
         self.layouts = {client_id: _load_layouts(entry) for client_id, entry in saved["layouts"].items()}
         self.sketch_size = saved["sketch_size"]
         self.traffic = {client_id: Traffic(*numbers) for client_id, numbers in saved["traffic"].items()}
-        self.ledgers.load_state_dict(saved["privacy"])
+        self.ledgers.load_state_dict(saved.get("privacy", {}))
 
     def _check(
         self, saved: Mapping[str, Any], aggregator: Aggregator | None, fingerprints: Mapping[str, Fingerprint]
@@ -154,7 +154,7 @@ class ServerState:
                 "go on with what that remembers. Resume with the aggregator that the run was started with."
             )
         if aggregator is not None:
-            self.ledgers.check(saved["privacy"], started=bool(saved["aggregator"]))
+            self.ledgers.check(saved.get("privacy", {}), started=bool(saved["aggregator"]))
         for name, fingerprint in fingerprints.items():
             there = saved["models"].get(name)
             if there is None:

@@ -238,8 +238,9 @@ def noised_sketch(sketch: Tensor, noise: SketchNoise, stream: NoiseStream, *, bo
     _require_finite("sketch", sketch)
     deviation = noise.multiplier * noise.sensitivity(bound)
     value = noise.bounded(sketch)
-    noised: Tensor = value + deviation * stream.draw("sketch", value)
-    return (noised / torch.linalg.vector_norm(noised)).float()
+    noised = value + deviation * stream.draw("sketch", value)
+    length: Tensor = torch.linalg.vector_norm(noised)
+    return (noised / length).float()
 
 
 def noised_update(
