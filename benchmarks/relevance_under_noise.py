@@ -208,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     middle = given.examples[len(given.examples) // 2]
     sweep(
-        f"Planted, one example hidden, n = {middle:,}, k = 1,024: how often sketches are sent",
+        f"Planted, one example hidden, n = {middle:,}, k = 1,024, schedules",
         {
             str(schedule): {"source": planted, "size": 1024, "num_examples": middle, "schedule": schedule}
             for schedule in (usual, Schedule(given.rounds, 1.0), once)

@@ -220,6 +220,7 @@ def overlaid(below: SharedTensors, above: SharedTensors | None) -> SharedTensors
     """Shared tensors with some of them replaced; what is only above is left out.
 
     Example:
+        >>> import torch
         >>> below = SharedTensors(FlatTensors.pack({"P": torch.zeros(1), "Q": torch.zeros(1)}))
         >>> overlaid(below, SharedTensors(FlatTensors.pack({"Q": torch.ones(1)}))).common.vector
         tensor([0., 1.])

@@ -162,6 +162,7 @@ def test_the_run_ends_before_a_release_that_would_exceed_the_budget(tmp_path):
     assert (caught.value.client_id, caught.value.round) == ("a", 2)
     assert caught.value.spent == pytest.approx(lasting(2).epsilon)
     assert caught.value.needed == pytest.approx(lasting(3).epsilon)
+    assert vars(pickle.loads(pickle.dumps(caught.value))) == vars(caught.value)
     assert [sorted(seen) for seen in aggregator.seen] == [["a", "b"]] * 2
 
     def larger():
