@@ -34,6 +34,7 @@ __all__ = [
     "kaiming_rows",
     "lora_delta",
     "lora_weight",
+    "one_thread",
     "orthonormal_bases",
     "seed_from",
     "stack_lora",
@@ -307,15 +308,15 @@ def _per_sample(weights: Tensor, z: Tensor) -> Tensor:
 def _orthonormal_columns(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     """A uniformly random matrix with orthonormal columns: QR of a Gaussian one, with R's diagonal made positive."""
     gaussian = torch.randn(rows, columns, dtype=torch.float64, generator=generator)
-    with _one_thread():
+    with one_thread():
         q, r = torch.linalg.qr(gaussian)
     signed: Tensor = q * r.diagonal().sign()
     return signed.float()
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """A factorisation's last bits depend on the number of threads; a basis must not."""
+def one_thread() -> Iterator[None]:
+    """For factorisations, whose last bits depend on the number of threads, where results must not."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
