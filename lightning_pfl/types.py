@@ -66,6 +66,26 @@ class Layout:
             start += prod(shape)
         return spans
 
+    @property
+    def factors(self) -> dict[str, tuple[str, str]]:
+        """Which tensors are the two factors of one product, by the name of the layer that they belong to.
+
+        ``<layer>.A`` of shape ``[r, d_in]`` and ``<layer>.B`` of ``[d_out, r]`` are; what is called so and has other
+        shapes, or no partner, is a tensor like any other.
+
+        Example:
+            >>> Layout(("0.A", "0.B", "norm"), ((2, 8), (4, 2), (8,))).factors
+            {'0': ('0.A', '0.B')}
+        """
+        shapes = dict(zip(self.names, self.shapes, strict=True))
+        found = {}
+        for name, shape in shapes.items():
+            layer = name.removesuffix(".A")
+            partner = shapes.get(f"{layer}.B", ())
+            if layer != name and len(shape) == len(partner) == 2 and shape[0] == partner[1]:
+                found[layer] = (name, f"{layer}.B")
+        return found
+
 
 @dataclass(frozen=True, eq=False)
 class FlatTensors:
@@ -127,7 +147,8 @@ class SharedTensors:
 
     Attributes:
         common: for every client, whatever its model: Co-LoRA's P and Q, named ``tower/block/role/P``.
-        same_architecture: only for clients whose `ClientUpdate.architecture` is equal: A and B of conventional layers.
+        same_architecture: only for clients whose `ClientUpdate.architecture` is equal: A and B of conventional layers,
+            named ``<layer>.A`` and ``<layer>.B`` so that a rule knows which two belong together (`Layout.factors`).
     """
 
     common: FlatTensors = field(default_factory=FlatTensors.empty)

@@ -1,6 +1,7 @@
 """Server rules: clients' updates in, what every client receives next out. Start at `aggregation/base.py`."""
 
 from lightning_pfl.aggregation.base import Aggregator, Welcome, WelcomingAggregator
+from lightning_pfl.aggregation.conventional import ConventionalMean, FactorMean, ProductMean
 from lightning_pfl.aggregation.fedavg import FedAvg
 from lightning_pfl.aggregation.guard import UpdateGuard, check_mixable
 from lightning_pfl.aggregation.local_only import LocalOnly
@@ -13,11 +14,14 @@ from lightning_pfl.aggregation.uniform import UniformAggregator
 __all__ = [
     "Aggregator",
     "ClippedRelevance",
+    "ConventionalMean",
     "CoordinateMedian",
+    "FactorMean",
     "FedAvg",
     "Krum",
     "LocalOnly",
     "MixtureAggregator",
+    "ProductMean",
     "RelevanceAggregator",
     "RobustAggregator",
     "RobustRule",

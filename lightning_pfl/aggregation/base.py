@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_pfl.aggregation.conventional import ConventionalMean, FactorMean
 from lightning_pfl.aggregation.guard import UpdateGuard
 from lightning_pfl.functional.averaging import weighted_mean
 from lightning_pfl.types import Aggregation, ClientUpdate, Personalized, SharedTensors
@@ -22,9 +23,11 @@ class Aggregator(ABC):
 
     Attributes:
         guard: what an update must satisfy to count. The engine asks it before it calls `aggregate`.
+        conventional: how A and B are averaged within an architecture, where the rule takes means of them.
     """
 
     guard: UpdateGuard = UpdateGuard()
+    conventional: ConventionalMean = FactorMean()
 
     @property
     @abstractmethod
@@ -62,7 +65,9 @@ class Aggregator(ABC):
         counts = [update.num_examples for update in updates]
         return SharedTensors(
             common=weighted_mean([update.shared.common for update in updates], counts),
-            same_architecture=weighted_mean([update.shared.same_architecture for update in updates], counts),
+            same_architecture=self.conventional.one(
+                [update.shared.same_architecture for update in updates], counts
+            ).flats[0],
         )
 
 

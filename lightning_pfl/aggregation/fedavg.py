@@ -8,6 +8,7 @@ from typing import Any, final
 import torch
 
 from lightning_pfl.aggregation.base import Aggregator
+from lightning_pfl.aggregation.conventional import ConventionalMean, FactorMean
 from lightning_pfl.aggregation.guard import UpdateGuard, check_mixable
 from lightning_pfl.aggregation.memory import copied, dump_flat, load_flat, require_rule
 from lightning_pfl.functional.averaging import select, weighted_mean
@@ -30,6 +31,7 @@ class FedAvg(Aggregator):
     Args:
         staleness_exponent: a, how fast an update that comes late (`UseLate`) loses weight: its examples count
             :math:`(1 + s)^{-a}` times, s rounds late. 0: it counts like any other.
+        conventional: how A and B are averaged within an architecture. None: `FactorMean()`.
         guard: what an update must satisfy to count.
 
     Raises:
@@ -50,9 +52,16 @@ class FedAvg(Aggregator):
         tensor([3.])
     """
 
-    def __init__(self, *, staleness_exponent: float = 0.0, guard: UpdateGuard | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        staleness_exponent: float = 0.0,
+        conventional: ConventionalMean | None = None,
+        guard: UpdateGuard | None = None,
+    ) -> None:
         self.staleness_exponent = staleness_exponent
         staleness_weight(0, staleness_exponent)  # raises if it is out of range
+        self.conventional = conventional or FactorMean()
         self.guard = guard or UpdateGuard()
 
     @property
@@ -85,12 +94,14 @@ class FedAvg(Aggregator):
         clients = {client: members[client] for client in sorted(members)}
         check_mixable(known, {client: entry["architecture"] for client, entry in clients.items()})
         weigh = {one.client_id: one.num_examples * self._fresh(one) for one in accepted}
-        common = _renewed(last, accepted, weigh)
+        common, notes = _renewed(last, accepted, weigh), []
         for architecture in sorted({update.architecture for update in accepted}):
             group = [update for update in accepted if update.architecture == architecture]
-            bound[architecture] = weighted_mean(
+            mean = self.conventional.one(
                 [update.shared.same_architecture for update in group], [weigh[update.client_id] for update in group]
             )
+            bound[architecture] = mean.flats[0]
+            notes += mean.notes
         everywhere = set.intersection(*(set(entry["names"]) for entry in clients.values()))
         row = torch.tensor([float(weigh.get(client, 0)) for client in clients])
         return Aggregation(
@@ -109,6 +120,7 @@ class FedAvg(Aggregator):
             },
             client_ids=tuple(clients),
             weights=(row / row.sum()).repeat(len(clients), 1),
+            notes=tuple(notes),
         )
 
     def _fresh(self, update: ClientUpdate) -> float:

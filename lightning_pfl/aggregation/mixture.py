@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_pfl.aggregation.base import Welcome, WelcomingAggregator
+from lightning_pfl.aggregation.conventional import ConventionalMean, FactorMean
 from lightning_pfl.aggregation.guard import UpdateGuard, check_mixable
 from lightning_pfl.aggregation.memory import Upload, dump, load, remember, require_rule
 from lightning_pfl.functional.averaging import mix, select, weighted_mean
@@ -36,6 +37,7 @@ class MixtureAggregator(WelcomingAggregator):
             one that includes the client itself, such as ``Uniform(include_self=True)``. None: L is never touched.
         global_branch: whether clients hold G. False leaves the warm start alone.
         similarity: what the cosines are that the policies read. None: `Cosine()`.
+        conventional: how A and B are averaged within an architecture. None: `FactorMean()`.
         ema: how much of a client's earlier sketch is kept when a new one comes, 0 to below 1.
         max_staleness: an upload that is more rounds old than this is not mixed into the others'. None: no limit,
             since under this rule a client's own adapter does not change while it waits.
@@ -62,6 +64,7 @@ class MixtureAggregator(WelcomingAggregator):
         warm_start: WeightPolicy | None = None,
         global_branch: bool = True,
         similarity: Similarity | None = None,
+        conventional: ConventionalMean | None = None,
         ema: float = 0.5,
         max_staleness: int | None = None,
         guard: UpdateGuard | None = None,
@@ -79,6 +82,7 @@ class MixtureAggregator(WelcomingAggregator):
         self.warm_start = warm_start
         self.global_branch = global_branch
         self.similarity = similarity or Cosine()
+        self.conventional = conventional or FactorMean()
         self.ema = ema
         self.max_staleness = max_staleness
         self.guard = guard or UpdateGuard()
@@ -104,8 +108,8 @@ class MixtureAggregator(WelcomingAggregator):
         now = max([*(update.round + update.staleness for update in updates), state.get("round", 0)])
         peers = self._peers(uploads, now)
         rows = self.weights.rows(peers)
-        frozen = _mixtures(uploads, rows) if self.global_branch else {}
-        start = _mixtures(uploads, self.warm_start.rows(peers)) if self.warm_start is not None else {}
+        frozen, losses = self._mixtures(uploads, rows) if self.global_branch else ({}, [])
+        start, more = self._mixtures(uploads, self.warm_start.rows(peers)) if self.warm_start is not None else ({}, [])
         greeting = _greeting(uploads, peers)
         shown = rows if self.global_branch or self.warm_start is None else self.warm_start.rows(peers)
         return Aggregation(
@@ -117,7 +121,7 @@ class MixtureAggregator(WelcomingAggregator):
             client_ids=tuple(uploads),
             weights=shown.float(),
             similarity=None if peers.similarity is None else peers.similarity.clone(),
-            notes=tuple(self._remarks(uploads, peers)),
+            notes=(*self._remarks(uploads, peers), *dict.fromkeys([*losses, *more])),
         )
 
     def welcome(self, newcomer: ClientUpdate, state: Mapping[str, Any]) -> Welcome:
@@ -139,8 +143,8 @@ class MixtureAggregator(WelcomingAggregator):
                 f"Nobody's upload can be mixed for the newcomer `{name}`: "
                 f"{' '.join(self._remarks(uploads, peers)) or 'the weights give it nobody.'}"
             )
-        frozen = _mixtures(uploads, self.weights.rows(peers))[name] if self.global_branch else None
-        start = _mixtures(uploads, self.warm_start.rows(peers))[name] if self.warm_start is not None else None
+        frozen = self._mixtures(uploads, self.weights.rows(peers))[0][name] if self.global_branch else None
+        start = self._mixtures(uploads, self.warm_start.rows(peers))[0][name] if self.warm_start is not None else None
         return Welcome(
             personalized=Personalized(frozen, start),
             weights={client: weight for client, weight in row.items() if weight},
@@ -172,6 +176,20 @@ class MixtureAggregator(WelcomingAggregator):
             torch.stack([torch.zeros(size) if sketch is None else sketch for sketch in sketches])
         )
 
+    def _mixtures(self, uploads: Mapping[str, Upload], rows: Tensor) -> tuple[dict[str, SharedTensors], list[str]]:
+        """Per client its mixture, common tensors of all clients and others of its architecture's; and what to note."""
+        clients = list(uploads)
+        common = mix([upload.shared.common for upload in uploads.values()], rows)
+        bound: dict[str, FlatTensors] = {}
+        notes: list[str] = []
+        for architecture in sorted({upload.architecture for upload in uploads.values()}):
+            group = [index for index, client in enumerate(clients) if uploads[client].architecture == architecture]
+            flats = [uploads[clients[index]].shared.same_architecture for index in group]
+            averaged = self.conventional.rows(flats, rows[group][:, group])
+            bound.update(zip((clients[index] for index in group), averaged.flats, strict=True))
+            notes += averaged.notes
+        return {client: SharedTensors(flat, bound[client]) for client, flat in zip(clients, common, strict=True)}, notes
+
     def _remarks(self, uploads: Mapping[str, Upload], peers: Peers) -> list[str]:
         remarks = []
         if self.needs_sketches and not all(peers.sketched):
@@ -189,18 +207,6 @@ def _check(uploads: Mapping[str, Upload]) -> None:
         {client: upload.architecture for client, upload in uploads.items()},
         {client: upload.sketch for client, upload in uploads.items()},
     )
-
-
-def _mixtures(uploads: Mapping[str, Upload], rows: Tensor) -> dict[str, SharedTensors]:
-    """Per client its mixture: of all clients for common tensors, of its architecture's for the others."""
-    clients = list(uploads)
-    common = mix([upload.shared.common for upload in uploads.values()], rows)
-    bound: dict[str, FlatTensors] = {}
-    for architecture in sorted({upload.architecture for upload in uploads.values()}):
-        group = [index for index, client in enumerate(clients) if uploads[client].architecture == architecture]
-        flats = [uploads[clients[index]].shared.same_architecture for index in group]
-        bound.update(zip((clients[index] for index in group), mix(flats, rows[group][:, group]), strict=True))
-    return {client: SharedTensors(flat, bound[client]) for client, flat in zip(clients, common, strict=True)}
 
 
 def _greeting(uploads: Mapping[str, Upload], peers: Peers) -> SharedTensors:

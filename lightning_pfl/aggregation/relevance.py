@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 from lightning_pfl.aggregation.base import Welcome, WelcomingAggregator
+from lightning_pfl.aggregation.conventional import ConventionalMean
 from lightning_pfl.aggregation.guard import UpdateGuard
 from lightning_pfl.aggregation.mixture import MixtureAggregator
 from lightning_pfl.functional.relevance import Softmax, WeightPolicy
@@ -29,6 +30,8 @@ class RelevanceAggregator(WelcomingAggregator):
         similarity: how two sketches are compared; `ColumnCosine` is the reference code's way. None: `Cosine()`.
         ema: how much of a client's earlier sketch is kept when a new one comes; the paper's 0.5.
         max_staleness: an upload that is more rounds old than this is not mixed into the others'. None: no limit.
+        conventional: how A and B are averaged within an architecture: `ProductMean()` averages what layers compute.
+            None: `FactorMean()`, the paper's.
         guard: what an update must satisfy to count.
 
     Source:
@@ -49,6 +52,7 @@ class RelevanceAggregator(WelcomingAggregator):
         similarity: Similarity | None = None,
         ema: float = 0.5,
         max_staleness: int | None = None,
+        conventional: ConventionalMean | None = None,
         guard: UpdateGuard | None = None,
     ) -> None:
         self._mixture = MixtureAggregator(
@@ -58,9 +62,11 @@ class RelevanceAggregator(WelcomingAggregator):
             similarity=similarity,
             ema=ema,
             max_staleness=max_staleness,
+            conventional=conventional,
             guard=guard,
         )
         self.guard = self._mixture.guard
+        self.conventional = self._mixture.conventional
 
     @property
     def uses_global_branch(self) -> bool:

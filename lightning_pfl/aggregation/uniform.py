@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 from lightning_pfl.aggregation.base import Welcome, WelcomingAggregator
+from lightning_pfl.aggregation.conventional import ConventionalMean
 from lightning_pfl.aggregation.guard import UpdateGuard
 from lightning_pfl.aggregation.mixture import MixtureAggregator
 from lightning_pfl.functional.relevance import Uniform, WeightPolicy
@@ -23,6 +24,8 @@ class UniformAggregator(WelcomingAggregator):
         warm_start: the mixture that overwrites a client's own adapter L before its next turn. None: L is never touched.
         global_branch: whether clients hold the frozen global adapter G.
         max_staleness: an upload that is more rounds old than this is not mixed into the others'. None: no limit.
+        conventional: how A and B are averaged within an architecture: `ProductMean()` averages what layers compute.
+            None: `FactorMean()`, the paper's.
         guard: what an update must satisfy to count.
 
     Example:
@@ -37,6 +40,7 @@ class UniformAggregator(WelcomingAggregator):
         warm_start: WeightPolicy | None = None,
         global_branch: bool = True,
         max_staleness: int | None = None,
+        conventional: ConventionalMean | None = None,
         guard: UpdateGuard | None = None,
     ) -> None:
         self._mixture = MixtureAggregator(
@@ -44,9 +48,11 @@ class UniformAggregator(WelcomingAggregator):
             warm_start=warm_start,
             global_branch=global_branch,
             max_staleness=max_staleness,
+            conventional=conventional,
             guard=guard,
         )
         self.guard = self._mixture.guard
+        self.conventional = self._mixture.conventional
 
     @property
     def uses_global_branch(self) -> bool:

@@ -1,13 +1,13 @@
 r"""Means of products B A that are kept as their factors: exact, of any ranks, and never as a d x d matrix.
 
-Averaging factors is not averaging what they do: :math:`\frac12 (B_1 + B_2) \cdot \frac12 (A_1 + A_2)` holds the cross terms
-:math:`B_1 A_2` and :math:`B_2 A_1`, which nobody trained. The mean of products is :math:`[w_1 B_1 \dots w_N B_N] [A_1; \dots;
-A_N]`, a product of the stacked factors; QR of either stack leaves a core of at most :math:`\sum r_k` rows and columns,
-whose SVD gives the best approximation of any rank, and how much it leaves out.
+Averaging factors is not averaging what they do: :math:`\frac12 (B_1 + B_2) \cdot \frac12 (A_1 + A_2)` holds the cross
+terms :math:`B_1 A_2` and :math:`B_2 A_1`, which nobody trained. The mean of products is
+:math:`[w_1 B_1 \dots w_N B_N] [A_1; \dots; A_N]`, a product of the stacked factors. QR of both stacks leaves a core
+of at most :math:`\sum r_k` rows and columns, whose SVD gives the best approximation of any rank, and its error.
 
 Start at `product_mean` (one mean) or `product_means` (a mean of its own for everybody, from one pair of QRs). A product
-does not say which of its factors :math:`B R^{-1}, R A` is meant; `Factors` near ``like`` are chosen, so that a client can
-train on: see `product_mean`.
+does not say which of its factors :math:`B R^{-1}, R A` is meant; `product_mean` says which are given, so that a client
+can train on.
 
 Source:
     Eckart and Young, Psychometrika 1936, for the truncation; QR of stacked factors is the usual way of adding matrices

@@ -12,6 +12,7 @@ from lightning_pfl.aggregation import (
     Krum,
     LocalOnly,
     MixtureAggregator,
+    ProductMean,
     RelevanceAggregator,
     RobustAggregator,
     TrimmedMean,
@@ -43,6 +44,10 @@ AGGREGATORS = {
     "trimmed mean": lambda **kwargs: RobustAggregator(TrimmedMean(), **kwargs),
     "krum": lambda **kwargs: RobustAggregator(Krum(), **kwargs),
     "clipped relevance": lambda **kwargs: RobustAggregator(ClippedRelevance(), **kwargs),
+    "products": lambda **kwargs: FedAvg(conventional=ProductMean(), **kwargs),
+    "products by relevance": lambda **kwargs: RelevanceAggregator(
+        warm_start=Uniform(include_self=True), conventional=ProductMean(), **kwargs
+    ),
     "fresh uploads only": lambda **kwargs: UniformAggregator(max_staleness=0, **kwargs),
 }
 every_aggregator = pytest.mark.parametrize("make", AGGREGATORS.values(), ids=AGGREGATORS.keys())
@@ -60,7 +65,12 @@ def update(client, round=0, *, seed=0, sketch=True, architecture=None, num_examp
     }
     if wide == "narrow":
         common["language/0/gate/P"] = torch.randn(3, 3, generator=generator)
-    bound = {"layers.0.q/A": torch.randn(3, 8 if wide == "wide" else 5, generator=generator)}
+    width = 8 if wide == "wide" else 5
+    bound = {
+        "layers.0.q.A": torch.randn(3, width, generator=generator),
+        "layers.0.q.B": torch.randn(width, 3, generator=generator),
+        "layers.0.bias": torch.randn(width, generator=generator),
+    }
     return ClientUpdate(
         client_id=client,
         round=round,
@@ -213,7 +223,10 @@ def test_one_client_alone_keeps_what_it_has(make):
 
 @every_aggregator
 def test_means_stay_within_what_clients_sent(make):
-    """Where all clients hold 1, everybody receives 1: no scale is lost, also for roles that few hold."""
+    """Where all clients hold 1, everybody receives 1: no scale is lost, also for roles that few hold.
+
+    Of two factors that is said of their product, which is all that a rule may keep of them: three times 1 times 1.
+    """
     ones = []
     for client in IDS:
         item = update(client)
@@ -223,8 +236,17 @@ def test_means_stay_within_what_clients_sent(make):
 
     result = make().aggregate(ones, {})
 
-    for sent in tensors([result.personalized, result.newcomer]):
-        torch.testing.assert_close(sent, torch.ones_like(sent))
+    for sent in (*result.personalized.values(), result.newcomer):
+        for part in (sent.frozen, sent.start):
+            if part is None:
+                continue
+            torch.testing.assert_close(part.common.vector, torch.ones_like(part.common.vector))
+            bound = part.same_architecture.unpack()
+            for A, B in part.same_architecture.layout.factors.values():
+                product = bound.pop(B) @ bound.pop(A)
+                torch.testing.assert_close(product, torch.full_like(product, 3.0))
+            for value in bound.values():
+                torch.testing.assert_close(value, torch.ones_like(value))
 
 
 @every_aggregator
@@ -249,7 +271,7 @@ def test_the_guard_of_an_aggregator_leaves_a_diverged_client_out(make):
     result = aggregator.aggregate(seen.accepted, {})
 
     assert same(result.personalized, make().aggregate([*updates[:2], *updates[3:]], {}).personalized)
-    assert "`layers.0.q/A`" in seen.rejected["delta"]
+    assert "`layers.0.bias`" in seen.rejected["delta"]
     assert aggregator.guard == UpdateGuard(max_claim=None)
 
 
