@@ -3,9 +3,9 @@
     python -m benchmarks.low_rank
 
 Prints one line per width: milliseconds of one mean of ten clients' rank-16 products by `product_mean`, of ten means
-(one for each client) by `product_means`, of the mean of factors, and of the dense way, all on one thread; and how far the
-exact mean is from the dense one. Ways take turns and the fastest of all turns counts, since a shared machine only ever
-adds time.
+(one for each client) by `product_means`, of the mean of factors, and of the dense way, all on one thread; and how far
+the exact mean is from the dense one. Ways take turns and the fastest of all turns counts, since a shared machine only
+ever adds time.
 """
 
 from __future__ import annotations

@@ -6,7 +6,25 @@ learn from each other. Importing this package registers the strategy ``"federate
 """
 
 from lightning_pfl.__about__ import __version__
-from lightning_pfl.adapters import Additive, CoLoraConfig, Convex, GatePolicy, InputGate, StaticGate, inject
+from lightning_pfl.adapters import (
+    Additive,
+    AsClass,
+    CoLoraConfig,
+    Convex,
+    DropBias,
+    GatePolicy,
+    InputGate,
+    NoBiasPolicy,
+    RefuseBias,
+    StaticGate,
+    export_adapter,
+    export_lora,
+    export_merged,
+    from_reference,
+    inject,
+    merged_state,
+    to_reference,
+)
 from lightning_pfl.adapters.alignment import Alignment, Canonical, LeastSquares, align
 from lightning_pfl.aggregation import (
     Aggregator,
@@ -82,6 +100,7 @@ __all__ = [
     "Aggregation",
     "Aggregator",
     "Alignment",
+    "AsClass",
     "BelowQuorum",
     "Canonical",
     "CausalLMProbe",
@@ -104,6 +123,7 @@ __all__ = [
     "Cosine",
     "CountSketch",
     "Decision",
+    "DropBias",
     "DropLate",
     "ExampleNoise",
     "ExampleProbe",
@@ -122,6 +142,7 @@ __all__ = [
     "LocalOnly",
     "LocalPool",
     "MixtureAggregator",
+    "NoBiasPolicy",
     "Pace",
     "PersonalizationScores",
     "Privacy",
@@ -131,6 +152,7 @@ __all__ = [
     "ProductMean",
     "Projection",
     "RayPool",
+    "RefuseBias",
     "RejectedUpdateError",
     "RelevanceAggregator",
     "RelevanceProbe",
@@ -163,7 +185,13 @@ __all__ = [
     "dirichlet_partition",
     "draw_relevance",
     "even_partition",
+    "export_adapter",
+    "export_lora",
+    "export_merged",
+    "from_reference",
     "inject",
     "load_from_checkpoint",
+    "merged_state",
     "partition_by_key",
+    "to_reference",
 ]

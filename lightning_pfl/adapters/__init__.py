@@ -9,9 +9,12 @@ from lightning_pfl.adapters.export import export_adapter
 from lightning_pfl.adapters.gates import Additive, Combine, Convex, GatePolicy, InputGate, StaticGate
 from lightning_pfl.adapters.injection import InjectionReport, add_global_branch, config_of, inject
 from lightning_pfl.adapters.layer import CoLoraLayer, CoLoraLinear
+from lightning_pfl.adapters.merged import AsClass, DropBias, NoBiasPolicy, RefuseBias, export_merged, merged_state
 from lightning_pfl.adapters.model import CoLoraModel
 from lightning_pfl.adapters.placement import Address, Placement, place
+from lightning_pfl.adapters.plain_lora import PlainLora, export_lora
 from lightning_pfl.adapters.prompts import prompt_positions
+from lightning_pfl.adapters.reference import from_reference, to_reference
 from lightning_pfl.adapters.roles import DEFAULT_ROLES
 from lightning_pfl.adapters.tensors import (
     AdapterParameters,
@@ -30,16 +33,21 @@ __all__ = [
     "AdapterParameters",
     "Additive",
     "Address",
+    "AsClass",
     "CoLoraConfig",
     "CoLoraLayer",
     "CoLoraLinear",
     "CoLoraModel",
     "Combine",
     "Convex",
+    "DropBias",
     "GatePolicy",
     "InjectionReport",
     "InputGate",
+    "NoBiasPolicy",
     "Placement",
+    "PlainLora",
+    "RefuseBias",
     "StaticGate",
     "adapter_parameters",
     "adapter_state",
@@ -48,11 +56,16 @@ __all__ = [
     "bases_of",
     "config_of",
     "export_adapter",
+    "export_lora",
+    "export_merged",
+    "from_reference",
     "inject",
     "load_global",
     "load_local",
+    "merged_state",
     "place",
     "prompt_positions",
     "set_bases",
     "shared_tensors",
+    "to_reference",
 ]

@@ -1,0 +1,202 @@
+"""Merged models that transformers alone loads, in every family, and what happens where Q has no place."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import nn
+from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM, OPTForCausalLM
+
+from lightning_pfl.adapters import (
+    Additive,
+    AsClass,
+    CoLoraConfig,
+    DropBias,
+    InputGate,
+    StaticGate,
+    add_global_branch,
+    export_merged,
+    inject,
+    merged_state,
+)
+from tests.adapters.tiny import FAMILIES, inputs, llama, mlp, opt, output, qwen2, scramble
+
+TOLERANCE = {torch.float64: 1e-14, torch.float32: 3e-6, torch.bfloat16: 3e-2}
+WAY_OUT = {"qwen2": {"if_no_bias": AsClass(LlamaForCausalLM)}}
+PLACED = [name for name in FAMILIES if name != "gemma3"]  # the one of these that has no place for an MLP's bias
+
+
+def adapted(build, *, dtype=torch.float32, gate=None, **more):
+    model = build().to(dtype)
+    config = CoLoraConfig(r=4, alpha=8, num_blocks=2, **({"gate": gate, "global_branch": True} if gate else {}), **more)
+    inject(model, config)
+    scramble(model)
+    return model
+
+
+def off(found, expected):
+    return ((found - expected).double().norm() / expected.double().norm()).item()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("gate", [None, StaticGate(), StaticGate(Additive())], ids=["alone", "static", "additive"])
+@pytest.mark.parametrize("family", PLACED)
+def test_the_folder_alone_gives_the_same_logits_within_the_stated_tolerance(tmp_path, family, gate, dtype):
+    model = adapted(FAMILIES[family], dtype=dtype, gate=gate)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    expected = output(model)
+
+    export_merged(model, tmp_path, **WAY_OUT.get(family, {}))
+
+    kind = LlamaForCausalLM if family == "qwen2" else type(model)
+    loaded, told = kind.from_pretrained(tmp_path, dtype=dtype, output_loading_info=True)
+    assert off(output(loaded), expected) < TOLERANCE[dtype]
+    assert not any(told[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert not any("colora" in name or "base_layer" in name for name in loaded.state_dict())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_it_loads_in_a_process_that_knows_nothing_of_this_package(tmp_path):
+    model = adapted(llama, gate=StaticGate())
+    export_merged(model, tmp_path / "merged")
+    torch.save({**inputs(model), "expected": output(model)}, tmp_path / "case.pt")
+    code = (
+        "import sys, torch; from transformers import AutoModelForCausalLM; case = torch.load(sys.argv[2])\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "torch.testing.assert_close(model(case['input_ids']).logits, case['expected'], rtol=1e-4, atol=1e-5)\n"
+        "assert not {'lightning_pfl', 'peft'} & set(sys.modules)"
+    )
+
+    subprocess.run([sys.executable, "-c", code, tmp_path / "merged", tmp_path / "case.pt"], check=True, timeout=300)
+
+
+def test_the_config_says_only_what_is_needed_and_other_biases_are_zero(tmp_path):
+    """Q in attention alone: `mlp_bias` stays off; a layer outside the shared blocks gets zeros."""
+    model = adapted(llama, target_modules=["q_proj", "v_proj"])
+    export_merged(model, tmp_path)
+
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path)
+
+    assert (loaded.config.attention_bias, loaded.config.mlp_bias) == (True, False)
+    assert (model.config.attention_bias, model.config.mlp_bias) == (False, False)
+    first, second = (loaded.model.layers[index].self_attn for index in (0, 1))
+    assert not first.q_proj.bias.any()
+    assert not second.k_proj.bias.any()
+    assert second.q_proj.bias.any()
+
+
+def test_without_a_trained_q_no_bias_appears(tmp_path):
+    """A plain LoRA-like adapter leaves the architecture as it is, in any family."""
+    model = adapted(FAMILIES["gemma3"])
+    for name, parameter in model.named_parameters():
+        if "colora_Q" in name:
+            parameter.data.zero_()
+
+    export_merged(model, tmp_path)
+
+    loaded = type(model).from_pretrained(tmp_path)
+    assert not loaded.config.attention_bias
+    assert off(output(loaded), output(model)) < 3e-6
+
+
+def test_a_class_without_room_for_q_refuses_and_says_what_can_be_done(tmp_path):
+    model = adapted(FAMILIES["gemma3"])
+
+    with pytest.raises(ValueError, match=r"no place for `model.layers.1.mlp.down_proj.bias`.*DropBias\(\)"):
+        export_merged(model, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_dropped_biases_are_told_and_all_else_is_there(tmp_path, caplog):
+    """What is left out is exactly the MLPs' Q: without those the outputs are equal."""
+    model = adapted(FAMILIES["gemma3"])
+    with caplog.at_level(logging.WARNING, logger="lightning_pfl"):
+        export_merged(model, tmp_path, if_no_bias=DropBias())
+
+    loaded = type(model).from_pretrained(tmp_path)
+    assert "Biases of 6 layers are left out" in caplog.text
+    assert off(output(loaded), output(model)) > 1e-2
+    for name, parameter in model.named_parameters():
+        if "colora_Q" in name and ".mlp." in name:
+            parameter.data.zero_()
+    assert off(output(loaded), output(model)) < 3e-6
+
+
+def mistral(window):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    return MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=window, rms_norm_eps=1e-3)).eval()
+
+
+def test_another_class_must_compute_the_same(tmp_path):
+    """Mistral is a Llama, settings included, unless its window slides; an OPT is none."""
+    model = adapted(lambda: mistral(None))
+    export_merged(model, tmp_path, if_no_bias=AsClass(LlamaForCausalLM))
+    assert off(output(LlamaForCausalLM.from_pretrained(tmp_path)), output(model)) < 3e-6
+
+    with pytest.raises(ValueError, match="sliding windows"):
+        export_merged(adapted(lambda: mistral(4)), tmp_path, if_no_bias=AsClass(LlamaForCausalLM))
+    with pytest.raises(ValueError, match="cannot be written as OPTForCausalLM"):
+        export_merged(adapted(qwen2), tmp_path, if_no_bias=AsClass(OPTForCausalLM))
+
+
+def test_another_class_of_the_same_names_that_computes_something_else_is_found_out(tmp_path):
+    """Names alone would let it pass."""
+
+    class Other(LlamaForCausalLM):
+        def forward(self, *args, **kwargs):
+            found = super().forward(*args, **kwargs)
+            found.logits = found.logits * 1.01
+            return found
+
+    with pytest.raises(ValueError, match=r"their logits differ by 0.01"):
+        export_merged(adapted(qwen2), tmp_path, if_no_bias=AsClass(Other))
+
+
+def test_a_gate_that_reads_the_input_is_refused_before_anything_is_written(tmp_path):
+    model = adapted(llama, gate=InputGate())
+
+    with pytest.raises(ValueError, match=r"cannot be merged.*StaticGate\(\)"):
+        export_merged(model, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.parametrize("wrap", ["peft", "inside"])
+def test_the_model_is_found_in_pefts_wrapper_and_in_a_larger_module(tmp_path, wrap):
+    if wrap == "peft":
+        whole = get_peft_model(opt(), CoLoraConfig(r=4, num_blocks=2))
+        inner = whole.base_model.model
+    else:
+        inner = opt()
+        whole = nn.ModuleDict({"net": inner, "head": nn.Linear(16, 2)})
+        inject(inner, CoLoraConfig(r=4, num_blocks=2))
+    scramble(whole)
+
+    export_merged(whole, tmp_path)
+
+    assert off(output(OPTForCausalLM.from_pretrained(tmp_path)), output(inner)) < 3e-6
+
+
+def test_a_module_of_ones_own_has_a_merged_state_that_its_class_loads(tmp_path):
+    """Also while the layers are merged in place, and with adapters that came in by global branch."""
+    model = mlp()
+    inject(model, CoLoraConfig(r=4, alpha=8, num_blocks=2))
+    add_global_branch(model)
+    scramble(model)
+    expected = output(model)
+
+    plain = mlp()
+    plain.load_state_dict(merged_state(model))
+    assert off(output(plain), expected) < 3e-6
+
+    for layer in model.modules():
+        if hasattr(layer, "merge"):
+            layer.merge()
+    plain.load_state_dict(merged_state(model))
+    assert off(output(plain), expected) < 3e-6
+    with pytest.raises(TypeError, match="merged_state"):
+        export_merged(model, tmp_path)
