@@ -228,14 +228,16 @@ def plain_model(module: nn.Module) -> nn.Module:
     where that holds all adapters."""
     if isinstance(module, PeftModel):
         module = module.base_model
-    if isinstance(module, CoLoraModel):
-        inside: nn.Module = module.model
-        module = inside
+    inside: nn.Module = module.model if isinstance(module, CoLoraModel) else module
+    return _pretrained(inside)
+
+
+def _pretrained(module: nn.Module) -> nn.Module:
     names = [name for name, _ in adapted_layers(module)]
     for inner, child in module.named_modules():
         if isinstance(child, PreTrainedModel) and all(name.startswith(f"{inner}." if inner else "") for name in names):
-            return child
-    assert isinstance(module, nn.Module)  # PEFT's wrappers are untyped
+            found: nn.Module = child
+            return found
     return module
 
 

@@ -119,6 +119,25 @@ def loaders(loop: _FitLoop) -> list[Any]:
     return [] if loop._combined_loader is None else list(loop._combined_loader.flattened)
 
 
+def training_batches(trainer: L.Trainer, module: L.LightningModule) -> Iterator[tuple[int, Any]]:
+    """One epoch's batches as ``training_step`` would receive them, with their indices, while nothing is trained.
+
+    The Trainer's count of optimizer steps goes on as if each were one, since callbacks go by it.
+    """
+    loop: Any = trainer.fit_loop
+    loop.setup_data()
+    if module.automatic_optimization:
+        steps = loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
+    else:
+        steps = loop.epoch_loop.manual_optimization.optim_step_progress.total
+    for batch, index, _ in iter(loop._combined_loader or ()):
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+        yield index, trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        if (index + 1) % trainer.accumulate_grad_batches == 0:
+            steps.completed += 1
+
+
 def metrics_to_carry(trainer: L.Trainer) -> dict[str, dict[str, Tensor]]:
     """What ``trainer.callback_metrics`` and its siblings hold; a plateau scheduler may read it an epoch later."""
     connector = trainer._logger_connector

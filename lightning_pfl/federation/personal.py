@@ -1,8 +1,11 @@
-"""One client's model after a run: as a module, or as a folder that others can load."""
+"""One client's model after a run: as a module, or as a folder that others can load; a newcomer's model too."""
 
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightning as L
@@ -11,11 +14,35 @@ from safetensors.torch import save_file
 
 from lightning_pfl.callbacks.colora import CoLoRA
 from lightning_pfl.federation._compat import callbacks_of
+from lightning_pfl.federation.client import Client
 from lightning_pfl.federation.client_strategy import ClientStrategy
+from lightning_pfl.federation.jobs import Job
+from lightning_pfl.federation.plan import snapshot_for_newcomer
 from lightning_pfl.federation.rounds import Rounds
-from lightning_pfl.federation.turn import build_client
+from lightning_pfl.federation.schedule import client_seed
+from lightning_pfl.federation.turn import build_client, introduce_client
+from lightning_pfl.types import Assignment
 
-__all__ = ["export", "personalize"]
+__all__ = ["Newcomer", "export", "personalize", "personalize_new"]
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Newcomer:
+    """A model for a client that took no part in training.
+
+    Attributes:
+        module: its model, in evaluation mode, with the others' mixture in it and its own adapter as it starts; an
+            ordinary Trainer with the run's `CoLoRA` trains it further.
+        weights: how the mixture weighs the run's clients, by id; those that count nothing are left out. Empty where
+            the rule knows no mixture for one client.
+        notes: what there is to say of it; in the log, too.
+    """
+
+    module: L.LightningModule
+    weights: Mapping[str, float]
+    notes: Sequence[str] = ()
 
 
 def personalize(rounds: Rounds, client_id: str, module: L.LightningModule) -> L.LightningModule:
@@ -27,6 +54,26 @@ def personalize(rounds: Rounds, client_id: str, module: L.LightningModule) -> L.
         )
     _, personal = _build(rounds, client_id)
     return personal
+
+
+def personalize_new(rounds: Rounds, client: Client, *, seed: int) -> Newcomer:
+    """See `FederatedStrategy.personalize_new`."""
+    snapshot, file = snapshot_for_newcomer(rounds.plan, client, seed=seed)
+    with file:
+        own_seed = client_seed(seed, client.id)
+        assignment = Assignment(client.id, rounds.round or 0)
+        job = Job(assignment, TrainerFn.FITTING, "", state=None, seed=own_seed, num_threads=client.num_threads)
+        with rounds.plan.settings.turn(seed=own_seed, num_threads=client.num_threads):
+            trainer, module, update = introduce_client(snapshot, job)
+    if client.num_examples is not None:
+        update = replace(update, num_examples=client.num_examples)
+    welcome = rounds.welcome(update)
+    for note in welcome.notes:
+        _LOG.info("Newcomer `%s`: %s", client.id, note)
+    strategy = trainer.strategy
+    assert isinstance(strategy, ClientStrategy)
+    strategy.exchange_of(callbacks_of(trainer)).receive(module, welcome.personalized)
+    return Newcomer(module.eval(), welcome.weights, tuple(welcome.notes))
 
 
 def export(rounds: Rounds, client_id: str, path: Path) -> Path:

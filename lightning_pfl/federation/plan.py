@@ -34,7 +34,7 @@ from lightning_pfl.federation.sources import ClientData, pack_datamodule
 from lightning_pfl.federation.tensor_file import TensorFile
 from lightning_pfl.types import ClientUpdate
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Plan", "make_plan", "snapshot_for_newcomer"]
 
 _DEFAULT = "the default model"
 
@@ -144,6 +144,39 @@ def make_plan(
         settings=ProcessSettings.capture(),
         default_class=type(module),
     )
+
+
+def snapshot_for_newcomer(plan: Plan, client: Client, *, seed: int) -> tuple[Snapshot, TensorFile]:
+    """What a client starts from that is in no plan, with the Trainer of those that are.
+
+    Args:
+        plan: of the last launch.
+        client: with a model and data of its own, or without, for those of the run.
+        seed: of the run.
+
+    Returns:
+        The snapshot, and the file that it needs, to be closed when it is not needed any more.
+
+    Raises:
+        TypeError: the client's model or datamodule is something else.
+        ValueError: it brings no model, and no client of the run has the one that was handed to the Trainer.
+    """
+    if client.model is None and _DEFAULT not in plan.snapshots:
+        raise ValueError(
+            f"Client `{client.id}` names no model, and no client of this run has the one that was handed to the "
+            "Trainer either, so that one was not kept. Write `Client(..., model=...)`."
+        )
+    trainer, module, data = plan.snapshots.get(_DEFAULT, next(iter(plan.snapshots.values()))).load()
+    with _seeded(client_seed(seed, f"the model of client `{client.id}`")):
+        module = module if client.model is None else _made(client, "model")
+    if client.datamodule is not None:
+        with _seeded(client_seed(seed, "")):
+            datamodule = _made(client, "datamodule")
+            _prepare_data(datamodule, trainer)
+        data = replace(data, own={**data.own, **_packed({client.id: datamodule})})
+    trainer.strategy.client_ids = (*trainer.strategy.client_ids, client.id)
+    file = TensorFile()
+    return Snapshot.take((trainer, module, data), file), file
 
 
 def _assign_models(clients: Sequence[Client]) -> dict[str, str]:

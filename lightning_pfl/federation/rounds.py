@@ -15,7 +15,7 @@ from typing import Any, final
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lightning_pfl.aggregation import Aggregator
+from lightning_pfl.aggregation import Aggregator, Welcome, WelcomingAggregator
 from lightning_pfl.aggregation.guard import Inspection
 from lightning_pfl.callbacks.federated import Exchange
 from lightning_pfl.errors import ClientFailedError, FederationError
@@ -222,6 +222,17 @@ class Rounds:
             num_threads=self._clients[client_id].num_threads,
             permit=self.state.ledgers.permit(client_id, self.state.store) if stage is TrainerFn.FITTING else None,
         )
+
+    def welcome(self, newcomer: ClientUpdate) -> Welcome:
+        """What a client receives that took no part: a mixture of its own, or what every unknown client receives.
+
+        Raises:
+            ValueError: nobody has sent anything yet, or the newcomer does not fit the others.
+        """
+        if isinstance(self._aggregator, WelcomingAggregator):
+            return self._aggregator.welcome(newcomer, self.state.aggregator)
+        name = type(self._aggregator).__name__
+        return Welcome(self.state.newcomer, {}, [f"`{name}` sends the same to every newcomer, whatever its task."])
 
     def _gather(self, harvest: Harvest, jobs: Sequence[Job], round: int, enough: int) -> Inspection | None:
         """Train clients until a round stands; None if it is skipped."""

@@ -27,7 +27,7 @@ from lightning_pfl.federation._compat import MockOptimizer
 from lightning_pfl.federation.client import Client, as_clients
 from lightning_pfl.federation.history import LeftOut, RelevanceRecord, Traffic
 from lightning_pfl.federation.launcher import FederatedLauncher
-from lightning_pfl.federation.personal import export, personalize
+from lightning_pfl.federation.personal import Newcomer, export, personalize, personalize_new
 from lightning_pfl.federation.pools import ClientPool, RayPool
 from lightning_pfl.federation.privacy import Privacy
 from lightning_pfl.federation.rounds import Rounds
@@ -189,6 +189,34 @@ class FederatedStrategy(SingleDeviceStrategy):
             FederationError: nothing has run yet.
         """
         return personalize(self._ran(), self._known(client_id), module)
+
+    def personalize_new(self, client: Client) -> Newcomer:
+        """A model for a client that took no part, from the others' by the sketch of its task alone.
+
+        One epoch of its training data (or `local_steps` of it) is sketched by the run's `RelevanceProbe`, nothing is
+        trained, and the aggregator mixes what the clients have last sent as for one of them. Nothing changes for the
+        others. It runs in this process.
+
+        Args:
+            client: with a model and a datamodule of its own; without, with those of the run.
+
+        Returns:
+            The module, and who counts how much in it.
+
+        Raises:
+            ValueError: it has the id of a client of the run; nobody has sent anything; it does not fit the others.
+            FederationError: nothing has run yet.
+
+        Source:
+            Co-LoRA, arXiv:2506.11024, adaptation to unseen tasks.
+        """
+        ran = self._ran()
+        if client.id.lower() in {known.id.lower() for known in self.clients}:
+            raise ValueError(
+                f"`{client.id}` is a client of this run. Its model is `personalize(module, '{client.id}')`; a newcomer "
+                "needs an id of its own."
+            )
+        return personalize_new(ran, client, seed=self.seed)
 
     def export(self, client_id: str, path: str | os.PathLike[str]) -> Path:
         """Write what one client has learned to a folder: a PEFT adapter folder where there are adapters.

@@ -18,7 +18,14 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_pfl.callbacks.federated import SketchSource
-from lightning_pfl.federation._compat import callbacks_of, loaders, quiet, skip_prepare_data
+from lightning_pfl.federation._compat import (
+    FitLoop,
+    callbacks_of,
+    loaders,
+    quiet,
+    skip_prepare_data,
+    training_batches,
+)
 from lightning_pfl.federation.client_strategy import IN, ClientInterrupted, ClientStrategy
 from lightning_pfl.federation.forwarding import ForwardingLogger
 from lightning_pfl.federation.frozen import checksums
@@ -31,7 +38,7 @@ from lightning_pfl.federation.sources import ClientData
 from lightning_pfl.federation.state_bytes import pack, unpack
 from lightning_pfl.types import ClientUpdate
 
-__all__ = ["build_client", "run_job", "unpack_state"]
+__all__ = ["build_client", "introduce_client", "run_job", "unpack_state"]
 
 _BASES: weakref.WeakKeyDictionary[Snapshot, dict[str, int]] = weakref.WeakKeyDictionary()
 
@@ -78,6 +85,27 @@ def build_client(snapshot: Snapshot, job: Job) -> tuple[L.Trainer, L.LightningMo
         turn.run()
     turn.module.__dict__["_trainer"] = None  # the module outlives the turn, and should be free to be pickled
     return turn.trainer, turn.module
+
+
+def introduce_client(snapshot: Snapshot, job: Job) -> tuple[L.Trainer, L.LightningModule, ClientUpdate]:
+    """A client as it is before its first turn, and what it can tell of itself without training.
+
+    One epoch of its training data (or `local_steps` of it) passes its sketching callback, and nothing else.
+
+    Args:
+        snapshot: as in `run_job`.
+        job: the client's first turn.
+
+    Returns:
+        The client's trainer, for its callbacks, the module, and what the client would send: its untrained tensors, and
+        the sketch of its task, None without a callback that sketches.
+    """
+    with quiet():
+        turn = _Turn(snapshot, job, only_build=True)
+        turn.run()
+        update = turn.introduce()
+    turn.module.__dict__["_trainer"] = None
+    return turn.trainer, turn.module, update
 
 
 class _Turn:
@@ -157,6 +185,22 @@ class _Turn:
             state = pack(self.strategy.saved, check=state is None)
         return JobResult(self.client_id, update=update, state=state, metrics=metrics, logs=self._logs())
 
+    def introduce(self) -> ClientUpdate:
+        exchange = self.strategy.exchange_of(callbacks_of(self.trainer))
+        sketches = [one for one in callbacks_of(self.trainer) if isinstance(one, SketchSource)]
+        for index, batch in training_batches(self.trainer, self.module) if sketches else ():
+            sketches[0].on_train_batch_start(self.trainer, self.module, batch, index)
+            if self.strategy.local_steps is not None and self.trainer.global_step + 1 >= self.strategy.local_steps:
+                break
+        return ClientUpdate(
+            client_id=self.client_id,
+            round=self.job.assignment.round,
+            num_examples=_num_examples(self.trainer.fit_loop),
+            architecture=exchange.architecture(self.module),
+            shared=exchange.upload(self.module),
+            sketch=sketches[0].take_sketch() if sketches else None,
+        )
+
     def evaluate(self) -> JobResult:
         if self.incoming is not None:  # so that `current_epoch` and `global_step` say how far the client is
             self.trainer.fit_loop.load_state_dict(self.incoming["loops"]["fit_loop"])
@@ -195,7 +239,7 @@ def unpack_state(state: bytes) -> dict[str, Any]:
     return loaded
 
 
-def _num_examples(loop: SegmentLoop) -> int:
+def _num_examples(loop: FitLoop) -> int:
     """How many examples one epoch of the client's training data holds."""
     total = 0
     for loader in loaders(loop):
