@@ -50,7 +50,11 @@ class Exchange(FederatedCallback):
 
 
 class SketchSource(FederatedCallback):
-    """A callback that sketches a client's task while it trains."""
+    """A callback that sketches a client's task while it trains.
+
+    It sketches in ``on_train_batch_start``, going by ``trainer.global_step``: a newcomer's data is shown to it there,
+    while nothing is trained.
+    """
 
     @abstractmethod
     def take_sketch(self) -> Tensor | None:

@@ -39,3 +39,9 @@ __all__ = [
     "StopRun",
     "UseLate",
 ]
+from lightning_pfl.federation.personal import Newcomer
+from lightning_pfl.federation.pools import ClientPool, LocalPool, RayPool
+from lightning_pfl.federation.store import ClientStore
+from lightning_pfl.federation.strategy import FederatedStrategy
+
+__all__ = ["Client", "ClientPool", "ClientStore", "FederatedStrategy", "LocalPool", "Newcomer", "RayPool"]

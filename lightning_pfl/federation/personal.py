@@ -33,8 +33,8 @@ class Newcomer:
     """A model for a client that took no part in training.
 
     Attributes:
-        module: its model, in evaluation mode, with the others' mixture in it and its own adapter as it starts; an
-            ordinary Trainer with the run's `CoLoRA` trains it further.
+        module: its model, in evaluation mode, with the others' mixture in it and its own adapter as it starts. An
+            ordinary Trainer with the run's `CoLoRA` among its callbacks trains it further, after ``module.train()``.
         weights: how the mixture weighs the run's clients, by id; those that count nothing are left out. Empty where
             the rule knows no mixture for one client.
         notes: what there is to say of it; in the log, too.

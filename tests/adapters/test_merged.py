@@ -6,6 +6,8 @@ import sys
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import get_peft_model
 from torch import nn
 from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM, OPTForCausalLM
@@ -179,6 +181,44 @@ def test_the_model_is_found_in_pefts_wrapper_and_in_a_larger_module(tmp_path, wr
     export_merged(whole, tmp_path)
 
     assert off(output(OPTForCausalLM.from_pretrained(tmp_path)), output(inner)) < 3e-6
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rank=st.integers(1, 6),
+    widths=st.tuples(st.integers(6, 12), st.integers(6, 12)),
+    gate=st.sampled_from([None, StaticGate(), StaticGate(Additive())]),
+    is_shared=st.booleans(),
+    has_bias=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_merged_is_unmerged_for_any_p_and_q(rank, widths, gate, is_shared, has_bias, seed):
+    """P is not symmetric and Q not zero; in place, out of place, and back to the untouched layer."""
+    torch.manual_seed(seed)
+    module = nn.ModuleDict({"fc": nn.Linear(*widths, bias=has_bias)}).double()
+    placement = {"fc": "main/0/fc" if is_shared else None}
+    more = {"gate": gate, "global_branch": True} if gate else {}
+    inject(module, CoLoraConfig(r=rank, alpha=3, placement=placement, base_identity="b", **more))
+    scramble(module, seed=seed, scale=1.0)
+    x = torch.randn(3, widths[0], dtype=torch.float64)
+    layer = module["fc"]
+    if is_shared:
+        P = layer.colora_P["default"]
+        assert rank == 1 or not torch.equal(P, P.T)
+        assert layer.colora_Q["default"].all()
+
+    with torch.no_grad():
+        expected = layer(x)
+        state = merged_state(module)
+        merged = nn.functional.linear(x, state["fc.weight"], state.get("fc.bias"))
+        layer.merge()
+        in_place = layer(x)
+        layer.unmerge()
+
+    torch.testing.assert_close(merged, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(in_place, expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(layer(x), expected)
+    assert ("fc.bias" in state) == (is_shared or has_bias)
 
 
 def test_a_module_of_ones_own_has_a_merged_state_that_its_class_loads(tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lightning_pfl.functional.colora import (
     colora_delta,
@@ -144,3 +146,26 @@ def test_a_seed_depends_on_every_part_and_on_nothing_of_the_process():
     assert seed_from(0, "llama", "main", 1, "q") == 7492655872080730477
     parts = [(0, "a", 1), (1, "a", 1), (0, "b", 1), (0, "a", 2), (0, "a", "1")]
     assert len({seed_from(*p) for p in parts}) == len(parts)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 4), st.integers(4, 7), st.integers(4, 7), st.integers(0, 2**31))
+def test_reachable_updates_have_dimension_r_squared_whenever_a_and_b_have_full_rank(rank, d_in, d_out, seed):
+    """Theorem 1 of the paper, which asks for orthonormal A and B; full rank is enough, and needed.
+
+    The r * r updates B P A of the unit matrices P span what training can reach; Q reaches r more, in the bias.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    A = torch.randn(rank, d_in, dtype=torch.float64, generator=generator)
+    B = torch.randn(d_out, rank, dtype=torch.float64, generator=generator)
+    units = torch.eye(rank * rank, dtype=torch.float64).reshape(-1, rank, rank)
+
+    def dimension(A, B):
+        found = [colora_weight(A, B, P, torch.zeros(rank, dtype=torch.float64), scale=2.0)[0] for P in units]
+        return int(torch.linalg.matrix_rank(torch.stack(found).flatten(1), rtol=1e-9))
+
+    assert dimension(A, B) == rank**2
+    biases = [colora_weight(A, B, units[0], Q, scale=2.0)[1] for Q in torch.eye(rank, dtype=torch.float64)]
+    assert torch.linalg.matrix_rank(torch.stack(biases), rtol=1e-9) == rank
+    A[-1] = 0.5 * A[0] if rank > 1 else 0  # one row lost: r columns of P have no effect of their own
+    assert dimension(A, B) == rank * (rank - 1)
