@@ -1,6 +1,7 @@
 """Clients, rounds and places: the engine. Start at `FederatedStrategy`."""
 
 from lightning_pfl.federation.client import Client
+from lightning_pfl.federation.personal import Newcomer
 from lightning_pfl.federation.pools import ClientPool, LocalPool, Pace, RayPool, SimulatedPool
 from lightning_pfl.federation.privacy import Privacy
 from lightning_pfl.federation.rules import (
@@ -28,6 +29,7 @@ __all__ = [
     "FederatedStrategy",
     "LateResults",
     "LocalPool",
+    "Newcomer",
     "Pace",
     "Privacy",
     "RayPool",
@@ -39,9 +41,3 @@ __all__ = [
     "StopRun",
     "UseLate",
 ]
-from lightning_pfl.federation.personal import Newcomer
-from lightning_pfl.federation.pools import ClientPool, LocalPool, RayPool
-from lightning_pfl.federation.store import ClientStore
-from lightning_pfl.federation.strategy import FederatedStrategy
-
-__all__ = ["Client", "ClientPool", "ClientStore", "FederatedStrategy", "LocalPool", "Newcomer", "RayPool"]
