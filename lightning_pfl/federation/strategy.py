@@ -205,12 +205,18 @@ class FederatedStrategy(SingleDeviceStrategy):
 
         Raises:
             ValueError: it has the id of a client of the run; nobody has sent anything; it does not fit the others.
-            FederationError: nothing has run yet.
+            FederationError: nothing has run yet, or the run is private: a newcomer has no budget and no key.
 
         Source:
             Co-LoRA, arXiv:2506.11024, adaptation to unseen tasks.
         """
         ran = self._ran()
+        if self.privacy is not None:
+            raise FederationError(
+                f"This run hides what clients send (`privacy={self.privacy!r}`), but a newcomer's sketch would leave "
+                f"`{client.id}` as it is. Make it a client of a run that goes on (`fit(ckpt_path=...)`), or mix for it "
+                "without sketches."
+            )
         if client.id.lower() in {known.id.lower() for known in self.clients}:
             raise ValueError(
                 f"`{client.id}` is a client of this run. Its model is `personalize(module, '{client.id}')`; a newcomer "

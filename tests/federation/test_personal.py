@@ -16,8 +16,10 @@ from lightning_pfl.callbacks.federated import SketchSource
 from lightning_pfl.callbacks.relevance_probe import RelevanceProbe
 from lightning_pfl.errors import FederationError
 from lightning_pfl.federation import Client
+from lightning_pfl.federation.privacy import Privacy, PrivacyBudget
 from lightning_pfl.federation.schedule import participants
 from lightning_pfl.federation.turn import unpack_state
+from lightning_pfl.functional.mechanisms import ClientNoise
 from lightning_pfl.functional.relevance import Uniform
 from lightning_pfl.relevance import GradientProbe
 from tests.federation.runs import assert_equal_states, strategy_of, trainer_of
@@ -267,3 +269,14 @@ def test_clients_that_come_late_leave_or_are_silent_through_a_whole_run(tmp_path
     others = {weight for one, weight in rows[3]["two-silent"].items() if weight}
     assert max(others) - min(others) < 1e-6  # uniform over those that are mixed
     assert strategy.personalize_new(Client("one-new-silent")).notes[0].startswith("No sketch yet from")
+
+
+def test_a_run_that_hides_what_clients_send_takes_no_newcomers_sketch(run):
+    strategy = run[0]
+    strategy.privacy = Privacy(budget=PrivacyBudget(8, 1e-5), sketches=ClientNoise(4.0))
+
+    try:
+        with pytest.raises(FederationError, match="newcomer's sketch would leave `one-new` as it is"):
+            strategy.personalize_new(Client("one-new"))
+    finally:
+        strategy.privacy = None
