@@ -159,9 +159,9 @@ class Rounds:
                 for update in inspection.accepted
             ]
             aggregation = self._aggregator.aggregate(accepted, self.state.aggregator)
-            for update in accepted:
-                if (state := harvest.states.get(update.client_id)) is not None:
-                    self.state.store.put(update.client_id, state)
+            names = [update.client_id for update in accepted]
+            states = ((client_id, harvest.states.get(client_id)) for client_id in names)
+            self.state.store.put_all((client_id, state) for client_id, state in states if state is not None)
         finally:
             harvest.states.close()
         self.state.measures = inspection.measures

@@ -11,9 +11,7 @@ import hashlib
 import os
 import re
 import secrets
-import uuid
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any, final
 
 import fsspec
@@ -21,6 +19,7 @@ import torch
 
 from lightning_pfl.errors import CheckpointMismatchError
 from lightning_pfl.federation.temporary import TemporaryFolder
+from lightning_pfl.federation.whole_files import write_whole
 
 __all__ = ["ClientStore"]
 
@@ -32,8 +31,9 @@ class ClientStore:
     r"""Keeps one state per client.
 
     Every state is a version of its own, named by its sha256: a write never touches an older one, and a read checks
-    that it gets what was written. A version is removed when a newer one of its client arrives, unless a `state_dict`
-    refers to it, since the checkpoint that holds that may be kept.
+    that it gets what was written. A version is removed when a newer one of its client arrives, but only if this object
+    wrote it and no `state_dict` refers to it: a checkpoint that is kept, of this run or of one before it, finds every
+    state that it names.
 
     Args:
         url: where states go that do not fit into memory, and all states when a checkpoint is made: a folder, or any
@@ -62,6 +62,7 @@ class ClientStore:
         self._max_memory = max_memory
         self._memory: dict[str, bytes] = {}  # by client
         self._versions: dict[str, str] = {}  # the current one, by client
+        self._own: set[tuple[str, str]] = set()  # written here, so that no checkpoint of another process needs them
         self._referred: set[tuple[str, str]] = set()
         self._secrets: dict[str, bytes] = {}  # by client
         self._nbytes = 0
@@ -84,23 +85,46 @@ class ClientStore:
             ValueError: an id that is not fit for a path.
             OSError: it fits neither into memory nor on the disk. The client then keeps its former state.
         """
-        if not _FIT_FOR_A_PATH.fullmatch(client_id) or client_id.endswith("."):
-            raise ValueError(
-                f"A client's id names a folder of the store, so it must consist of 1 to 128 letters, digits, `.`, `_` "
-                f"and `-`, start with a letter or a digit and not end with a dot, but is {client_id!r}."
-            )
-        version = hashlib.sha256(state).hexdigest()
-        room = self._max_memory - self._nbytes + len(self._memory.get(client_id, b""))
-        if len(state) > room:  # others stay: where clients take turns, the newest state is needed last
-            self._write(client_id, version, state)
-        old = self._versions.get(client_id)
-        self._forget_memory(client_id)
-        if len(state) <= room:
-            self._memory[client_id] = state
-            self._nbytes += len(state)
-        self._versions[client_id] = version
-        if old is not None and old != version and (client_id, old) not in self._referred:
-            self._remove(client_id, old)
+        self.put_all([(client_id, state)])
+
+    def put_all(self, states: Iterable[tuple[str, bytes]]) -> None:
+        """Keep states of several clients, all of them or none.
+
+        Args:
+            states: at most one per client; read one by one, so that not all need be in memory.
+
+        Raises:
+            ValueError: an id that is not fit for a path.
+            OSError: one fits neither into memory nor on the disk. All clients then keep their former states.
+        """
+        versions: dict[str, str] = {}
+        kept: dict[str, bytes] = {}
+        written: list[tuple[str, str]] = []
+        nbytes = self._nbytes
+        try:
+            for client_id, state in states:
+                _check_id(client_id)
+                versions[client_id] = hashlib.sha256(state).hexdigest()
+                after = nbytes - len(self._memory.get(client_id, b""))
+                if after + len(state) <= self._max_memory:
+                    kept[client_id], nbytes = state, after + len(state)
+                    continue
+                nbytes = after  # others stay: where clients take turns, the newest state is needed last
+                if self._write(client_id, versions[client_id], state):
+                    written.append((client_id, versions[client_id]))
+        except BaseException:
+            for one in written:
+                self._remove(*one)
+            raise
+        for client_id, version in versions.items():
+            old = self._versions.get(client_id)
+            self._memory.pop(client_id, None)
+            if client_id in kept:
+                self._memory[client_id] = kept[client_id]
+            self._versions[client_id] = version
+            if old is not None and old != version:
+                self._remove(client_id, old)
+        self._nbytes = nbytes
 
     def get(self, client_id: str) -> bytes | None:
         """A client's state; None if it has none yet.
@@ -176,6 +200,17 @@ class ClientStore:
         self._versions = dict(state_dict["versions"])
         self._referred.update(self._versions.items())
 
+    def release(self, states: Iterable[tuple[str, str]]) -> None:
+        """Let go of versions that a removed checkpoint referred to.
+
+        Args:
+            states: client ids and versions to which no checkpoint refers any more. Those that clients still have stay.
+        """
+        for client_id, version in states:
+            self._referred.discard((client_id, version))
+            if self._versions.get(client_id) != version:
+                self._remove(client_id, version)
+
     def close(self) -> None:
         """Forget everything in memory and remove the temporary folder; what lies under a URL stays."""
         self._clear()
@@ -196,22 +231,8 @@ class ClientStore:
 
     def _keep_secret(self, client_id: str, secret: bytes) -> None:
         self._secrets[client_id] = secret
-        if self._url is None or self._kept_secret(client_id) == secret:
-            return
-        files, path = self._filesystem()[0], self._path(client_id, "secret")
-        files.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-        if not _is_local(files):
-            files.pipe_file(path, secret)
-            return
-        unfinished = f"{path}.{uuid.uuid4().hex[:8]}.unfinished"
-        with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-            stream.write(secret)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(unfinished, path)
-
-    def _forget_memory(self, client_id: str) -> None:
-        self._nbytes -= len(self._memory.pop(client_id, b""))
+        if self._url is not None and self._kept_secret(client_id) != secret:
+            write_whole(self._filesystem()[0], self._path(client_id, "secret"), secret, private=True)
 
     def _filesystem(self) -> tuple[Any, str]:
         """The file system and the root in it; made at first use, as most runs fit into memory."""
@@ -224,27 +245,14 @@ class ClientStore:
     def _path(self, client_id: str, version: str) -> str:
         return f"{self._filesystem()[1].rstrip('/')}/{client_id}/{version}.state"
 
-    def _write(self, client_id: str, version: str, state: bytes) -> None:
-        """Write a version so that a reader sees all of it or nothing."""
+    def _write(self, client_id: str, version: str, state: bytes) -> bool:
+        """Write a version unless it is there; whether it was not."""
         files, _ = self._filesystem()
         path = self._path(client_id, version)
         if files.exists(path) and files.size(path) == len(state):
-            return
+            return False
         try:
-            files.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-            if not _is_local(files):  # object stores show an object when it is whole; the digest tells in any case
-                files.pipe_file(path, state)
-                return
-            unfinished = Path(f"{path}.{uuid.uuid4().hex[:8]}.unfinished")
-            try:
-                with open(unfinished, "wb") as stream:
-                    stream.write(state)
-                    if self._url is not None:  # a checkpoint will rely on it
-                        stream.flush()
-                        os.fsync(stream.fileno())
-                os.replace(unfinished, path)
-            finally:
-                unfinished.unlink(missing_ok=True)
+            write_whole(files, path, state, lasting=self._url is not None)  # a checkpoint will rely on it
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -252,6 +260,8 @@ class ClientStore:
                 "`ClientStore(url, max_memory=...)` a roomier place or more memory",
                 path,
             ) from error
+        self._own.add((client_id, version))
+        return True
 
     def _read(self, client_id: str, version: str) -> bytes:
         path = self._path(client_id, version)
@@ -270,16 +280,20 @@ class ClientStore:
         return state
 
     def _remove(self, client_id: str, version: str) -> None:
-        if self._opened is None:  # nothing was ever written
+        if (client_id, version) not in self._own or (client_id, version) in self._referred:
             return
+        self._own.discard((client_id, version))
         files, path = self._filesystem()[0], self._path(client_id, version)
         if files.exists(path):
             files.rm_file(path)
 
 
-def _is_local(files: Any) -> bool:
-    protocol = files.protocol
-    return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+def _check_id(client_id: str) -> None:
+    if not _FIT_FOR_A_PATH.fullmatch(client_id) or client_id.endswith("."):
+        raise ValueError(
+            f"A client's id names a folder of the store, so it must consist of 1 to 128 letters, digits, `.`, `_` "
+            f"and `-`, start with a letter or a digit and not end with a dot, but is {client_id!r}."
+        )
 
 
 def _as_tensor(state: bytes) -> torch.Tensor:

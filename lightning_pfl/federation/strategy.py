@@ -24,6 +24,7 @@ from lightning_pfl.aggregation import Aggregator, FedAvg, RelevanceAggregator, U
 from lightning_pfl.callbacks.federated import Exchange, SketchSource
 from lightning_pfl.errors import FederationError
 from lightning_pfl.federation._compat import MockOptimizer
+from lightning_pfl.federation.checkpoint_files import CheckpointFiles
 from lightning_pfl.federation.client import Client, as_clients
 from lightning_pfl.federation.history import LeftOut, RelevanceRecord, Traffic
 from lightning_pfl.federation.launcher import FederatedLauncher
@@ -99,7 +100,8 @@ class FederatedStrategy(SingleDeviceStrategy):
     ) -> None:
         self._clients_accelerator: Accelerator | None = None
         self.client_precision: Precision | None = None  # the driver itself computes nothing
-        super().__init__("cpu")
+        self.store = store or ClientStore()
+        super().__init__("cpu", checkpoint_io=CheckpointFiles(self.store))
         for name, value, kind in (
             ("aggregator", aggregator, Aggregator),
             ("pool", pool, ClientPool),
@@ -124,7 +126,6 @@ class FederatedStrategy(SingleDeviceStrategy):
         self.share = tuple(share)
         self.rules = rules or RoundRules()
         self.privacy = privacy
-        self.store = store or ClientStore()
         self.seed = seed
         self.parallel_devices: list[torch.device] | None = None  # Lightning fills it in
         self.after_teardown: Callable[[], None] | None = None
