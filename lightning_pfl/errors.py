@@ -85,4 +85,4 @@ class RejectedUpdateError(FederationError):
 
 
 class CheckpointMismatchError(FederationError):
-    """A checkpoint belongs to another rank, other clients or another base model than this run."""
+    """A checkpoint is missing or damaged, or belongs to another rank, other clients or another base model."""

@@ -7,6 +7,7 @@ replaces, so that a new release of Lightning can be checked against this one fil
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -15,6 +16,7 @@ import lightning as L
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.accelerators import Accelerator, CPUAccelerator, CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.core.optimizer import _MockOptimizer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
@@ -46,6 +48,7 @@ __all__ = [
     "equip",
     "is_dry_run",
     "is_overridden",
+    "last_checkpoints",
     "leave",
     "loaders",
     "log_under_any_name",
@@ -99,6 +102,19 @@ def attach_datamodule(trainer: L.Trainer, datamodule: L.LightningDataModule) -> 
     """Let Trainer and datamodule know each other."""
     cast(Any, trainer).datamodule = datamodule
     datamodule.trainer = trainer
+
+
+def last_checkpoints(trainer: L.Trainer) -> tuple[set[str], set[str]]:
+    """What ``ckpt_path="last"`` chooses from, as ``_CheckpointConnector._parse_ckpt_path`` does, and where it looks."""
+    found: set[str] = set()
+    folders: set[str] = set()
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, ModelCheckpoint):
+            found |= callback._find_last_checkpoints(trainer)
+            folders.add(str(cast(Any, callback)._ModelCheckpoint__resolve_ckpt_dir(trainer)))
+        elif isinstance(callback, OnExceptionCheckpoint) and os.path.exists(callback.ckpt_path):
+            found.add(callback.ckpt_path)
+    return found, folders
 
 
 def set_restarting(loop: _Loop, restarting: bool) -> None:

@@ -10,9 +10,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_pfl.aggregation import Aggregator
 from lightning_pfl.callbacks.federated import SketchSource
-from lightning_pfl.federation._compat import callbacks_of, is_dry_run
+from lightning_pfl.errors import CheckpointMismatchError
+from lightning_pfl.federation._compat import callbacks_of, is_dry_run, last_checkpoints
 
-__all__ = ["check_aggregator", "check_trainer", "require_lightning"]
+__all__ = ["check_aggregator", "check_last_checkpoint", "check_trainer", "require_lightning"]
 
 
 def require_lightning(thing: object, name: str) -> None:
@@ -53,6 +54,22 @@ def check_trainer(trainer: L.Trainer, stage: TrainerFn) -> None:
             f"`Trainer(max_steps={trainer.max_steps})` counts optimizer steps, but the driver's loop counts "
             "rounds. Use `max_epochs` for the number of rounds, and `FederatedStrategy(local_steps=...)` for steps "
             "within one."
+        )
+
+
+def check_last_checkpoint(trainer: L.Trainer) -> None:
+    """Refuse ``ckpt_path="last"`` where there is none; Lightning only warns, and starts from zero.
+
+    Raises:
+        CheckpointMismatchError: there is no last checkpoint.
+    """
+    found, folders = last_checkpoints(trainer)
+    if not found:
+        where = sorted(folders) or "any folder"
+        raise CheckpointMismatchError(
+            f'`ckpt_path="last"` asks to go on, but there is no last checkpoint in {where}, and a run must not start '
+            "from zero unnoticed. Give the Trainer a `ModelCheckpoint(dirpath=..., save_last=True)` with the folder of "
+            "the run that is to go on, or name a file; to start anew, leave `ckpt_path` out."
         )
 
 

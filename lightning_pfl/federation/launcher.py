@@ -18,7 +18,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_pfl.federation._compat import Launcher, adopt, attach_datamodule, become_server, callbacks_of
-from lightning_pfl.federation.checks import check_aggregator, check_trainer, require_lightning
+from lightning_pfl.federation.checks import (
+    check_aggregator,
+    check_last_checkpoint,
+    check_trainer,
+    require_lightning,
+)
 from lightning_pfl.federation.client_strategy import ClientStrategy
 from lightning_pfl.federation.plan import Plan, make_plan
 from lightning_pfl.federation.privacy import prepare_privacy
@@ -67,6 +72,8 @@ class FederatedLauncher(Launcher):
         asked = inspect.signature(function).bind(*args, **kwargs).arguments
         stage = trainer.state.fn
         assert stage is not None
+        if asked.get("ckpt_path") == "last":
+            check_last_checkpoint(trainer)
         module, data = asked["model"] or trainer.lightning_module, _data(asked, stage)
         rounds = self._prepare(trainer, module, data, stage)
         with self._places(rounds.plan):

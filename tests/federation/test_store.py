@@ -192,3 +192,53 @@ def test_nothing_is_written_while_all_fits_into_memory():
 def test_a_negative_cap_is_refused():
     with pytest.raises(ValueError, match="`max_memory` is a number of bytes, but is -1"):
         ClientStore(max_memory=-1)
+
+
+@pytest.mark.parametrize("max_memory", [0, 6, 1000])
+def test_states_of_several_clients_are_kept_together_or_not_at_all(url, max_memory):
+    store = ClientStore(url, max_memory=max_memory)
+    store.put_all([("ward-3", b"one"), ("ward-7", b"two")])
+
+    def and_then_none():
+        yield "ward-3", b"three"
+        yield "ward-9", b"new"
+        raise OSError("no more")
+
+    with pytest.raises(OSError, match="no more"):
+        store.put_all(and_then_none())
+
+    assert store.ids() == ["ward-3", "ward-7"]
+    assert (store.get("ward-3"), store.get("ward-7")) == (b"one", b"two")
+    assert store.nbytes_in_memory == {0: 0, 6: 6, 1000: 6}[max_memory]
+    store.put_all([("ward-3", b"three")])
+    assert store.get("ward-3") == b"three"
+    store.close()
+
+
+def test_a_version_that_another_process_wrote_is_never_removed(tmp_path):
+    """It may be named by a checkpoint that this process knows nothing of."""
+    first = ClientStore(tmp_path, max_memory=0)
+    first.put("ward-3", b"of a run that crashed")
+
+    second = ClientStore(tmp_path, max_memory=0)
+    second.put("ward-3", b"of a run that crashed")  # the same bytes again, as after a resume
+    second.put("ward-3", b"and on")
+    second.put("ward-3", b"and on and on")
+
+    assert sorted(path.read_bytes() for path in tmp_path.rglob("*.state")) == [
+        b"and on and on",
+        b"of a run that crashed",
+    ]
+
+
+def test_versions_are_let_go_when_no_checkpoint_refers_to_them(tmp_path):
+    store = ClientStore(tmp_path)
+    store.put("ward-3", b"one")
+    (first,) = store.state_dict()["versions"].items()
+    store.put("ward-3", b"two")
+    (second,) = store.state_dict()["versions"].items()
+
+    store.release([first, second])  # the second is still the client's
+
+    assert [path.read_bytes() for path in tmp_path.rglob("*.state")] == [b"two"]
+    assert store.get("ward-3") == b"two"
