@@ -60,7 +60,7 @@ class Failure:
 
     Attributes:
         trace: the client's own traceback as text.
-        lost: True when the place where it ran died, so that running it again may help.
+        lost: True when the place where it ran, or its device, is gone, so that running it again elsewhere may help.
     """
 
     trace: str

@@ -66,8 +66,9 @@ def run_job(snapshot: Snapshot, job: Job) -> JobResult:
                 turn.forget()
     except ClientInterrupted as error:
         raise KeyboardInterrupt from error
-    except Exception:
-        return JobResult(job.assignment.client_id, failure=Failure(traceback.format_exc()))
+    except Exception as error:
+        lost = isinstance(error, torch.AcceleratorError)  # the device is gone, and with it this process' use of it
+        return JobResult(job.assignment.client_id, failure=Failure(traceback.format_exc(), lost=lost))
 
 
 def build_client(snapshot: Snapshot, job: Job) -> tuple[L.Trainer, L.LightningModule]:

@@ -2,8 +2,8 @@
 
 ``python -m tests.federation.killed FOLDER INSTANT...`` forks a run per instant, lets it die there, resumes it in
 another process, and prints one line of JSON per instant. An instant is a number of file operations of the run (opening,
-syncing, renaming, removing), from 1; a negative one is a number of milliseconds; 0 does not die, and tells how many there
-are.
+syncing, renaming, removing), from 1; a negative one is a number of milliseconds; 0 does not die, and tells how many
+there are.
 """
 
 import hashlib

@@ -140,7 +140,7 @@ def test_a_run_whose_disk_fails_ends_and_goes_on_later_as_if_nothing_had_been(tm
                 monkeypatch.setattr("lightning_pfl.federation.whole_files.open", FAULTS[fault], raising=False)
 
     store = tmp_path / "states"
-    with pytest.raises(OSError, match="cannot (store|write)"):
+    with pytest.raises(OSError, match=r"cannot (store|write)"):
         fit(
             tmp_path / "ck",
             strategy_of(store=ClientStore(store, max_memory=0)),

@@ -40,8 +40,8 @@ class ClientPool(ABC):
     def next(self, timeout: float | None = None) -> JobResult | None:
         """Wait for the next result of any job, in the order in which they come.
 
-        A job that raised gives a result with a `Failure`, and the others go on. A job whose place died is run again in
-        a new place, a bounded number of times, before it counts as failed.
+        A job that raised gives a result with a `Failure`, and the others go on. A job whose place or device is gone
+        is run again in a new place, where there are others, a bounded number of times, before it counts as failed.
 
         Args:
             timeout: seconds. None: as long as it takes.

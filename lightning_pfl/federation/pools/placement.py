@@ -6,7 +6,7 @@ share workers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -99,6 +99,7 @@ class Placement:
     """
 
     def __init__(self, nodes: Mapping[str, Mapping[str, float]], *, limit: int | None) -> None:
+        self._total = {node: dict(amounts) for node, amounts in nodes.items()}
         self._free = {node: dict(amounts) for node, amounts in nodes.items()}
         self._places = limit
 
@@ -118,11 +119,32 @@ class Placement:
         return node
 
     def give_back(self, node: str, demand: Demand) -> None:
-        """Free what `take` reserved."""
-        for name, amount in demand.amounts.items():
-            self._free[node][name] += amount
+        """Free what `take` reserved, unless the node is gone."""
+        if node in self._free:
+            for name, amount in demand.amounts.items():
+                self._free[node][name] += amount
         if self._places is not None:
             self._places += 1
+
+    def forget_all_but(self, alive: Collection[str]) -> set[str]:
+        """Strike out nodes that are gone.
+
+        Returns:
+            Which ones that were.
+
+        Example:
+            >>> placement = Placement({"near": {"CPU": 1.0}, "far": {"CPU": 1.0, "GPU": 1.0}}, limit=None)
+            >>> placement.forget_all_but(["near"]), placement.ever_fits(Demand(1, 0)), placement.ever_fits(Demand(1, 1))
+            ({'far'}, True, False)
+        """
+        gone = set(self._free) - set(alive)
+        for node in gone:
+            del self._free[node], self._total[node]
+        return gone
+
+    def ever_fits(self, demand: Demand) -> bool:
+        """Whether some node could hold such a worker if nothing else ran on it."""
+        return any(_fits(demand.amounts, total) for total in self._total.values())
 
 
 def _fits(amounts: Mapping[str, float], free: Mapping[str, float]) -> bool:

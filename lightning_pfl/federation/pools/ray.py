@@ -112,7 +112,8 @@ class RayPool(ClientPool):
         self._files: dict[str, TensorFileRef] = {}
         self._pieces: dict[str, list[Any]] = {}
         self._copies: set[str] = set()  # nodes that may hold copies of files
-        self._snapshots: dict[str, Any] = {}
+        self._originals: dict[str, Snapshot] = {}
+        self._snapshots: dict[str, Any] = {}  # in Ray's object store
         self._placement = Placement({}, limit=None)
         self._failed_starts = 0
         self._told_versions = False
@@ -141,6 +142,7 @@ class RayPool(ClientPool):
         self._demands = {client.id: Demand.of(client) for client in clients}
         files = [snapshot.file for snapshot in snapshots.values() if snapshot.file is not None]
         self._files = {file.path: file for file in sorted(files, key=lambda file: file.nbytes)}  # per path the longest
+        self._originals = dict(snapshots)
         self._snapshots = {name: ray.put(snapshot) for name, snapshot in snapshots.items()}
         self._setup = {
             "settings": ProcessSettings.capture(),
@@ -184,6 +186,9 @@ class RayPool(ClientPool):
         start = time.monotonic()
         while any(self._waiting.values()) or any(slot.turn is not None for slot in self._slots):
             self._assign()
+            if (turn := self._homeless()) is not None:
+                trace = f"No node is left that has what it asks for, {self._demands[turn.job.assignment.client_id]}."
+                return JobResult(turn.job.assignment.client_id, failure=Failure(trace, lost=True))
             answers = {slot.answer: slot for slot in self._slots if slot.answer is not None}
             assert answers, "every client fits on some node, so somebody is at work or starting"
             left = _PATIENCE if timeout is None else max(0.0, start + timeout - time.monotonic())
@@ -230,16 +235,28 @@ class RayPool(ClientPool):
         try:
             outcome: Outcome = ray.get(answer)
         except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, ray.exceptions.ObjectLostError):
+                _LOG.warning(
+                    "Ray's object store has lost what turns start from (%s). Sending it again.", _line(error.cause)
+                )
+                self._pieces.clear()
+                self._snapshots |= {name: ray.put(snapshot) for name, snapshot in self._originals.items()}
+                self._replace(slot, error, was_starting=turn is None)
+                return None if turn is None else self._count_death(turn, str(error))
             if turn is None:
                 raise FederationError(f"An actor could not get ready. Its own traceback:\n{error}") from error
             return JobResult(turn.job.assignment.client_id, failure=Failure(str(error)))
         except ray.exceptions.RayError as error:
             self._replace(slot, error, was_starting=turn is None)
-            return None if turn is None else self._count_death(turn, error)
+            return None if turn is None else self._count_death(turn, str(error))
         if outcome.missing is not None:
             slot.answer = self._send(self._files[outcome.missing.path], slot)
         elif outcome.result is not None:
             result: JobResult = load(outcome.result)
+            if result.failure is not None and result.failure.lost and turn is not None:  # as its device is gone
+                self._drop(slot)
+                self._start_actor(slot.demand)
+                return self._count_death(turn, result.failure.trace)
             return result
         else:
             self._failed_starts = 0
@@ -250,18 +267,18 @@ class RayPool(ClientPool):
             _LOG.info("Ray: %d of %d actors ready.", ready, len(self._slots))
         return None
 
-    def _count_death(self, turn: _Turn, error: Exception) -> JobResult | None:
-        """Say that the actor of a job died; the failure if that happened too often."""
+    def _count_death(self, turn: _Turn, why: str) -> JobResult | None:
+        """Say that the actor of a job died, or its device; the failure if that happened too often."""
         turn.deaths += 1
         client_id = turn.job.assignment.client_id
         if turn.deaths <= self._max_retries:
             _LOG.warning(
                 "The actor that ran client `%s` in round %d died (%s). Running the client again, try %d of %d.",
-                *(client_id, turn.job.assignment.round, str(error).strip().splitlines()[0]),
+                *(client_id, turn.job.assignment.round, _line(why)),
                 *(turn.deaths + 1, self._max_retries + 1),
             )
             return None
-        trace = f"The actor that ran it died, {turn.deaths} times in a row. The last time: {error}"
+        trace = f"The actor that ran it died, {turn.deaths} times in a row. The last time: {why}"
         return JobResult(client_id, failure=Failure(trace, lost=True))
 
     def _assign(self) -> None:
@@ -319,8 +336,26 @@ class RayPool(ClientPool):
         self._slots.append(slot)
         return True
 
+    def _homeless(self) -> _Turn | None:
+        """A job that no node can run any more; None when there is none."""
+        for demand, queue in self._waiting.items():
+            if queue and not self._placement.ever_fits(demand):
+                return queue.popleft()
+        return None
+
+    def _forget_lost_nodes(self) -> None:
+        """Strike out nodes that are gone, and actors that would start there."""
+        import ray
+
+        gone = self._placement.forget_all_but([node["NodeID"] for node in ray.nodes() if node["Alive"]])
+        if gone:
+            _LOG.warning("Ray: %d nodes are gone: %s.", len(gone), ", ".join(sorted(node[:12] for node in gone)))
+        for slot in [slot for slot in self._slots if slot.node in gone and slot.turn is None]:
+            self._drop(slot)
+
     def _replace(self, slot: _Slot, error: Exception, *, was_starting: bool) -> None:
         """Start another actor for one that died, unless none ever gets ready."""
+        self._forget_lost_nodes()
         self._failed_starts += was_starting
         if self._failed_starts > self._max_retries + len(self._slots):
             raise FederationError(
@@ -331,6 +366,8 @@ class RayPool(ClientPool):
         self._start_actor(slot.demand)
 
     def _drop(self, slot: _Slot) -> None:
+        if slot not in self._slots:
+            return
         self._slots.remove(slot)
         self._placement.give_back(slot.node, slot.demand)
         _kill(slot.actor)
@@ -354,9 +391,17 @@ class RayPool(ClientPool):
         busy = [slot.turn.job.assignment.client_id for slot in self._slots if slot.turn is not None]
         if busy:
             _LOG.info("Ray: no news for %.0f s; at work: %s.", seconds, ", ".join(busy))
+        self._forget_lost_nodes()
+        if busy:
             return
         free = ray.available_resources()
         _LOG.warning("Ray: %d actors have not started for %.0f s. Free: %s.", len(self._slots), seconds, free)
+
+
+def _line(why: object) -> str:
+    """The line of a message that says most: a traceback's last, else the first."""
+    lines = str(why).strip().splitlines() or [type(why).__name__]
+    return lines[-1 if lines[0].startswith("Traceback") else 0]
 
 
 def _actor_class() -> type:
