@@ -48,6 +48,8 @@ class Eventful(Backbone):
             os.kill(os.getpid(), signal.SIGKILL)
         if client_id.startswith("dies-always"):
             os._exit(1)
+        if client_id.startswith("loses-its-gpu") and self._first_time(client_id):
+            raise torch.AcceleratorError("CUDA error: device unavailable")
         if client_id.startswith("interrupts"):
             raise KeyboardInterrupt
         if client_id.startswith("dawdles"):

@@ -1,5 +1,6 @@
 """What is particular to Ray: actors that die, sizes, other machines, and leaving nothing behind."""
 
+import json
 import logging
 import math
 import os
@@ -68,6 +69,70 @@ def test_an_actor_that_is_killed_in_the_middle_is_replaced_and_its_client_gives_
     assert (tmp_path / "dies-once").exists()
     assert "The actor that ran client `dies-once` in round 0 died" in caplog.text
     assert "try 2 of 3" in caplog.text
+
+
+def test_several_actors_killed_in_one_round_and_a_device_that_is_gone_change_nothing(tmp_path, ray_session, caplog):
+    """The whole way: strategy, rounds, states. One of the clients dies always, and is only missing."""
+    clients = ["dies-once-1", "dies-once-2", "loses-its-gpu", "dies-always", "ward-1"]
+    outcomes = []
+    for name, pool in (("ray", RayPool(num_actors=2, max_retries=1)), ("simulated", _without("dies-always"))):
+        (tmp_path / name).mkdir()
+        if name == "simulated":
+            for client_id in clients[:3]:
+                (tmp_path / name / client_id).touch()  # nothing happens here
+        rules = RoundRules(deadline=None if name == "ray" else 60.0, quorum=0.8)
+        strategy = strategy_of(clients, pool=pool, rules=rules)
+        module = Eventful(str(tmp_path / name))
+        trainer = trainer_of(tmp_path, strategy, max_epochs=2, limit_val_batches=0)
+        trainer.fit(module, datamodule=ClientsOwnData())
+        outcomes.append((states(strategy), module.encoder.weight.tolist()))
+
+    assert outcomes[0] == outcomes[1]
+    assert sorted(outcomes[0][0]) == ["dies-once-1", "dies-once-2", "loses-its-gpu", "ward-1"]
+    assert "client `dies-once-1` in round 0 died" in caplog.text
+    assert "client `dies-once-2` in round 0 died" in caplog.text
+    assert "CUDA error: device unavailable). Running the client again" in caplog.text
+    assert "client `dies-always` was left out, for the 2. time" in caplog.text
+
+
+def _without(client_id):
+    """Where a client never answers."""
+    return SimulatedPool(lambda name, round: Pace(seconds=math.inf if name == client_id else 1.0))
+
+
+def test_a_node_that_is_killed_in_the_middle_of_a_round_changes_nothing_for_who_can_run_elsewhere(tmp_path):
+    """One client needs what only that node had: with a quorum it is missing from then on."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.federation.pools.node_lost", str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": os.getcwd(), "RAY_AUTH_MODE": "disabled"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith('{"lost"')]
+    assert lines, done.stdout + done.stderr
+    (result,) = map(json.loads, lines)
+
+    assert result["lost"] == result["undisturbed"]
+    assert "1 nodes are gone" in done.stderr
+    round, client_id, reason = result["left_out"][-1]
+    assert (round, client_id) == (2, "bound")
+    assert "No node is left that has what it asks for" in reason
+
+
+def test_what_the_object_store_has_lost_is_sent_again(pools, snapshots, caplog):
+    from ray._private.internal_api import free
+
+    pool = pools(num_actors=1, max_retries=1)
+    pool.start([Client(client_id) for client_id in ["dies-once", *WARDS]], snapshots)
+    pool.wait_until_ready()
+    free(list(pool._snapshots.values()))
+
+    # the first actor has its snapshot already; the one that takes its place does not find it
+    results = {result.client_id: bytes_of(result) for result in pool.run([job("dies-once"), job("ward-1")])}
+
+    assert results["ward-1"] == alone(snapshots, WARDS)["ward-1", 0]
+    assert "object store has lost what turns start from" in caplog.text
 
 
 def test_a_client_whose_actor_always_dies_fails_as_lost_and_the_others_go_on_on_one_actor(pools, snapshots):
