@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-quick test test-unit test-ray check format lint types layers doctest examples docs clean
+.PHONY: help install demo demo-quick test test-unit test-ray soak check format lint types layers doctest examples docs clean
 
 help:  ## show what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -38,6 +38,10 @@ test: test-unit test-ray  ## all tests
 
 test-unit: install
 	$(BIN)/python -m pytest -m 'not ray and not assets' -n 2 --dist loadfile
+
+soak: install  ## 1,000 rounds x 50 clients with random faults, and a driver killed at every instant (an hour)
+	$(BIN)/python -m benchmarks.soak
+	$(BIN)/python -m tests.federation.killed build/killed $$(seq 0 120)
 
 test-ray: install
 	$(BIN)/python -m pytest -m 'ray and not assets'

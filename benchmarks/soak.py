@@ -238,9 +238,10 @@ def main() -> None:
             )
         outcomes[name] = outcome
         growth = {key: round(value, 1) for key, value in outcome.growth().items()}
+        each = 1000 * outcome.seconds / arguments.rounds / arguments.clients
         print(
             f"{arguments.rounds} rounds x {arguments.clients} clients {name}: {outcome.seconds:.0f} s of processor "
-            f"time ({1000 * outcome.seconds / arguments.rounds / arguments.clients:.1f} ms per turn), {outcome.wall:.0f} s; "
+            f"time ({each:.1f} ms per turn), {outcome.wall:.0f} s; "
             f"digest {outcome.digest[:16]}; growth {growth}; last reading {outcome.readings[-1]}; {outcome.faults}",
             flush=True,
         )
