@@ -10,7 +10,9 @@ import hashlib
 import json
 import os
 import signal
+import stat
 import sys
+import traceback
 from pathlib import Path
 
 import lightning as L
@@ -93,7 +95,7 @@ def dies_at(instant, folder):
 
     def half(handle):
         if reached():
-            if os.fstat(handle).st_size:
+            if stat.S_ISREG(os.fstat(handle).st_mode):  # and no folder
                 os.ftruncate(handle, os.fstat(handle).st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
         fsync(handle)
@@ -111,6 +113,8 @@ def in_child(function):
         try:
             function()
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

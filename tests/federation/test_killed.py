@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 
 def runs(folder, *instants):
     done = subprocess.run(
@@ -12,13 +14,14 @@ def runs(folder, *instants):
         env={**os.environ, "PYTHONPATH": os.getcwd()},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=600,
     )
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"instant"')]
     assert len(lines) == len(instants), done.stdout + done.stderr
     return lines
 
 
+@pytest.mark.timeout(900)  # 20 runs; half a minute on a quiet machine
 def test_a_driver_killed_at_any_file_operation_or_time_ends_with_the_same_bytes(tmp_path):
     (whole,) = runs(tmp_path / "whole", 0)
     assert whole["begun"] == [0]
