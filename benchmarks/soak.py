@@ -6,7 +6,7 @@
 Clients train a tiny model on a virtual clock. Faults come from a seed of their own: a client raises, hangs until its
 deadline, or loses its device; the driver stumbles in the middle of a round, or finds the disk full; then a new Trainer
 and a new strategy go on from the last checkpoint. Retries make the final bytes those of a run without faults. Memory,
-open files and threads are read after every tenth round.
+open files and threads are read after every fifth round.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from lightning_pfl import (
     SimulatedPool,
 )
 
-EVERY = 10  # rounds from one reading to the next
+EVERY = 5  # rounds from one reading to the next
 
 
 class Stumbled(Exception):
@@ -103,7 +103,7 @@ class Regression(L.LightningModule):
 
 
 class Readings(L.Callback):
-    """Reads this process after every tenth round, and lets the driver stumble."""
+    """Reads this process after every fifth round, and lets the driver stumble."""
 
     federated_scope = "server"
 
@@ -145,7 +145,7 @@ class Outcome:
 
     Attributes:
         digest: of the final adapters and all clients' states.
-        readings: every tenth round.
+        readings: every fifth round.
         faults: how often what went wrong.
         seconds: of processor time.
         wall: seconds of the clock.
