@@ -7,6 +7,7 @@ filled in when a model is first adapted and travel with a saved adapter, so that
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -15,11 +16,13 @@ from peft import PeftConfig
 from torch import nn
 
 from lightning_pfl.adapters._compat import PeftKey
+from lightning_pfl.adapters.adaptable import adaptable, features
 from lightning_pfl.adapters.gates import GatePolicy, StaticGate
-from lightning_pfl.adapters.placement import Address, Placement, adaptable, place
+from lightning_pfl.adapters.placement import Address, Placement, place
+from lightning_pfl.adapters.stacks import blocks_of, inside
 from lightning_pfl.functional.colora import seed_from
 
-__all__ = ["KEY", "CoLoraConfig", "features"]
+__all__ = ["KEY", "CoLoraConfig"]
 
 KEY = PeftKey("COLORA")
 
@@ -37,9 +40,11 @@ class CoLoraConfig(PeftConfig):
         num_blocks: into how many parts of equal relative depth each stack of blocks is cut; the last block of each
             part holds the layers whose P and Q are exchanged.
         target_modules: which layers are adapted: a regular expression for the whole name, or parts of names. None:
-            every linear layer except the head.
+            every linear layer and every convolution of the blocks, except the head, convolutions with groups and those
+            narrower than the rank.
         exclude_modules: which layers are not, in the same forms.
-        blocks: name of the stack of blocks, or one per tower. None: found from the module tree.
+        blocks: name of the stack of blocks, or one per tower; ``stages.*.layers`` for one in stages. None: found from
+            the module tree.
         private_layers: whether the layers outside those blocks are adapted too, conventionally.
         roles: names for what layers do in their block, asked before the built-in ones.
         dropout: probability that an adapter's input feature is dropped while training; one mask for both branches.
@@ -146,6 +151,7 @@ class CoLoraConfig(PeftConfig):
             blocks=copy.blocks,
             private_layers=copy.private_layers,
             roles=copy.roles,
+            min_width=copy.r,
         )
         copy.placement = {name: None if address is None else str(address) for name, address in found.layers.items()}
         copy.base_identity = copy.base_identity or _identity(module, found.stacks)
@@ -171,20 +177,6 @@ class CoLoraConfig(PeftConfig):
         return {**written, "gate": self.gate.to_dict(), "peft_type": str(KEY)}
 
 
-def features(layer: nn.Module) -> tuple[int, int]:
-    """Input and output width of a layer that can hold an adapter (torch's Linear, transformers' Conv1D).
-
-    Example:
-        >>> features(nn.Linear(4, 3))
-        (4, 3)
-    """
-    if isinstance(layer, nn.Linear):
-        return layer.in_features, layer.out_features
-    weight = layer.weight
-    assert isinstance(weight, nn.Parameter)
-    return weight.shape[0], weight.shape[1]
-
-
 def _names(patterns: str | Collection[str] | None) -> str | list[str] | None:
     """Sorted, so that configs compare equal and JSON can hold them."""
     return patterns if patterns is None or isinstance(patterns, str) else sorted(patterns)
@@ -206,8 +198,10 @@ def _identity(module: nn.Module, stacks: Mapping[str, str]) -> str:
     layers, _ = adaptable(module)
     facts, kinds = [], []
     for tower, stack in sorted(stacks.items()) or [("", "")]:
-        prefix = f"{stack}." if stack else ""
-        inside = [(name[len(prefix) :], *features(layer)) for name, layer in layers.items() if name.startswith(prefix)]
-        kinds.append(type(next(module.get_submodule(stack).children(), module) if stack else module).__name__)
-        facts.append((tower, kinds[-1], inside))
+        root, *starred = re.split(r"\.?[^.]*\*", stack, maxsplit=1)
+        blocks = tuple(map(inside, blocks_of(module, stack))) if stack else ()
+        held = [name for name in layers if (name.startswith(blocks) if starred else name.startswith(inside(stack)))]
+        within = [(name[len(inside(root)) :], *features(layers[name])) for name in held]
+        kinds.append(type(module.get_submodule(blocks[0].removesuffix(".")) if blocks else module).__name__)
+        facts.append((tower, kinds[-1], within))
     return f"{'+'.join(kinds)}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from lightning_pfl.adapters.config import CoLoraConfig
-from lightning_pfl.adapters.layer import CoLoraLayer, CoLoraLinear
+from lightning_pfl.adapters.layer import CoLoraLayer
 from lightning_pfl.adapters.model import CoLoraModel
 from lightning_pfl.adapters.placement import Address
 from lightning_pfl.adapters.prompts import connect
@@ -34,7 +34,7 @@ class InjectionReport:
     Attributes:
         colora: address of every Co-LoRA layer, by module name.
         conventional: names of the conventional layers, private to models of this architecture.
-        skipped: reason for every linear layer that holds no adapter, by module name.
+        skipped: reason for every linear layer and convolution that holds no adapter, by module name.
         train_also: names of the model's own parameters that stay trainable.
         num_trainable: count of trained numbers, adapters and `train_also` together.
     """
@@ -135,11 +135,10 @@ def add_global_branch(module: nn.Module) -> None:
         layer.add_global_branch(ADAPTER)
 
 
-def adapted_layers(module: nn.Module) -> Iterator[tuple[str, CoLoraLinear]]:
+def adapted_layers(module: nn.Module) -> Iterator[tuple[str, CoLoraLayer]]:
     """The layers that hold the adapter, with their names, in module order."""
     for name, child in module.named_modules():
         if isinstance(child, CoLoraLayer) and ADAPTER in child.colora_address:
-            assert isinstance(child, CoLoraLinear)
             yield name, child
 
 

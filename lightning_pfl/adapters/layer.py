@@ -1,7 +1,8 @@
-r"""The adapted linear layer: Co-LoRA or conventional, with or without a global branch, one adapter per name.
+r"""The adapted layer: Co-LoRA or conventional, with or without a global branch, one adapter per name.
 
-Start at `CoLoraLinear`. What it adds to the base layer's output, with z = A x, s = alpha / r and the weights g, l that
-the gate policy gives to the global branch G (frozen, from the server) and to the local one L (trained):
+Start at `CoLoraLinear`; `CoLoraConv` is the same around a convolution, whose input x is a patch. What it adds to the
+base layer's output, with z = A x, s = alpha / r and the weights g, l that the gate policy gives to the global branch G
+(frozen, from the server) and to the local one L (trained):
 
     Co-LoRA layer       s B [ g (P_G z + Q_G) + l (P_L z + Q_L) ]      A, B frozen; P, Q trained in L
     conventional layer  s [ g B_G A_G x + l B_L A_L x ]                A, B trained in L
@@ -9,11 +10,13 @@ the gate policy gives to the global branch G (frozen, from the server) and to th
 
 Which of the two an adapter is in this layer is a matter of the adapter: a second one may cut its blocks elsewhere.
 Everything frozen is a buffer, so nothing can make it trainable by accident. P, Q, A, B and gates are float32 even when
-the base layer is bfloat16. Every adapter starts at exactly zero.
+the base layer is bfloat16. Every adapter starts at exactly zero. The base layer is called as it is, and its weight is
+read only to merge, so it may be quantised.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, final
 
 import torch
@@ -26,7 +29,8 @@ from lightning_pfl.adapters._compat import (
     FloatParameters,
     check_adapters_to_merge,
 )
-from lightning_pfl.adapters.config import CoLoraConfig, features
+from lightning_pfl.adapters.adaptable import features, is_convolution, patches_of
+from lightning_pfl.adapters.config import CoLoraConfig
 from lightning_pfl.adapters.placement import Address
 from lightning_pfl.adapters.prompts import PromptContext
 from lightning_pfl.functional.colora import (
@@ -41,18 +45,22 @@ from lightning_pfl.functional.colora import (
     stack_lora,
 )
 
-__all__ = ["CoLoraLayer", "CoLoraLinear"]
+__all__ = ["CoLoraConv", "CoLoraLayer", "CoLoraLinear"]
+
+_PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # in any other dtype a weight is a code
 
 
-class CoLoraLayer(BaseTunerLayer):
-    """What a layer holds per adapter, and how that is merged into a weight.
+class CoLoraLayer(nn.Module, BaseTunerLayer):
+    """What a layer holds per adapter, what that adds to its output, and how it is merged into a weight.
 
+    d_in is the number of columns of the layer's weight as a matrix: of a convolution, input channels times kernel size.
     Per adapter name: ``colora_P`` ``[r, r]``, ``colora_Q`` ``[r]`` and the frozen ``colora_basis_A`` ``[r, d_in]``,
     ``colora_basis_B`` ``[d_out, r]`` of a Co-LoRA layer; ``colora_A``, ``colora_B`` of a conventional one; with a
     global branch the frozen ``colora_global_*`` of the same shapes and the trained ``colora_gate``.
     """
 
     is_colora = True
+    get_base_layer: Callable[[], Any]  # PEFT's
     colora_P: FloatParameters
     colora_Q: FloatParameters
     colora_A: FloatParameters
@@ -70,12 +78,13 @@ class CoLoraLayer(BaseTunerLayer):
     global_names = ("colora_global_P", "colora_global_Q", "colora_global_A", "colora_global_B")
     other_param_names = (*basis_names, *global_names, "colora_dropout", "colora_config", "colora_address")
 
-    def _init_containers(self, base_layer: nn.Module) -> None:
+    def __init__(self, base_layer: nn.Module, adapter_name: str, name: str, config: CoLoraConfig) -> None:
+        super().__init__()
         self.base_layer = base_layer
-        for name in self.adapter_layer_names:
-            setattr(self, name, FloatParameters())
-        for name in (*self.basis_names, *self.global_names):
-            setattr(self, name, FloatBuffers())
+        for attribute in self.adapter_layer_names:
+            setattr(self, attribute, FloatParameters())
+        for attribute in (*self.basis_names, *self.global_names):
+            setattr(self, attribute, FloatBuffers())
         self.colora_dropout = nn.ModuleDict()
         self.colora_config: dict[str, CoLoraConfig] = {}  # the model's, not a copy
         self.colora_address: dict[str, Address | None] = {}
@@ -83,7 +92,12 @@ class CoLoraLayer(BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self._unmerged: tuple[nn.Parameter, nn.Parameter | None] | None = None
-        self.in_features, self.out_features = features(self.get_base_layer())
+        base = self.get_base_layer()
+        self.in_features, self.out_features = features(base)
+        self.num_channels: int = base.in_channels if is_convolution(base) else self.in_features
+        self.patches = patches_of(base)
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, name, config)
 
     def update_layer(self, adapter_name: str, name: str, config: CoLoraConfig) -> None:
         """Make an adapter in this layer.
@@ -135,7 +149,7 @@ class CoLoraLayer(BaseTunerLayer):
         for letter, tensor in local.items():
             getattr(self, f"colora_global_{letter}")[adapter_name] = tensor.detach().clone()
         like = next(iter(local.values()))
-        shape = self.colora_config[adapter_name].gate.parameter_shape(self.in_features)
+        shape = self.colora_config[adapter_name].gate.parameter_shape(self.num_channels)
         gate = nn.Parameter(torch.zeros(shape, dtype=like.dtype, device=like.device))
         self.colora_gate[adapter_name] = gate.requires_grad_(like.requires_grad)
 
@@ -159,17 +173,31 @@ class CoLoraLayer(BaseTunerLayer):
         letters = "AB" if self.colora_address[adapter_name] is None else "PQ"
         return {letter: getattr(self, f"colora_global_{letter}")[adapter_name] for letter in letters}
 
+    def columns(self, x: Tensor) -> Tensor:
+        """What A is applied to: the input itself, or the patches that a convolution reads of it, channels last.
+
+        Args:
+            x: the layer's input, ``[..., d_in]`` or ``[batch, c_in, *size]``.
+
+        Returns:
+            ``[..., d_in]`` or ``[batch, *positions, d_in]``.
+        """
+        return x if self.patches is None else self.patches.unfold(x)
+
     def delta_weight(self, adapter_name: str) -> tuple[Tensor, Tensor | None]:
-        """What an adapter adds to the base layer's weight ``[d_out, d_in]`` and, in a Co-LoRA layer, to its bias.
+        """What an adapter adds to the base layer's weight as a matrix, and, in a Co-LoRA layer, to its bias.
+
+        Returns:
+            ``[d_out, d_in]`` and ``[d_out]`` or None.
 
         Raises:
-            ValueError: the gate depends on the input.
+            ValueError: the gate depends on the input; the base layer is quantised.
         """
         config = self.colora_config[adapter_name]
         local = self.local_tensors(adapter_name)
         g = l = None  # noqa: E741 - the letters of the formula
+        self.check_mergeable(adapter_name)
         if self.has_global_branch(adapter_name):
-            self.check_mergeable(adapter_name)
             g, l = config.gate.combine.weights(config.gate.beta(self.colora_gate[adapter_name], None))  # noqa: E741
         if self.colora_address[adapter_name] is None:
             A, B = local["A"], local["B"]
@@ -185,7 +213,15 @@ class CoLoraLayer(BaseTunerLayer):
         return colora_weight(A, B, P, Q, scale=config.scale)
 
     def check_mergeable(self, adapter_name: str) -> None:
-        """Raise if an adapter cannot become one weight and one bias."""
+        """Raise if an adapter cannot become one weight and one bias, or the base layer's weight cannot be read."""
+        weight = self.get_base_layer().weight
+        if type(weight.data) is not Tensor or weight.dtype not in _PLAIN:
+            raise ValueError(
+                f"Adapter `{adapter_name}` cannot be merged: the weight of its {type(self.get_base_layer()).__name__} "
+                f"is quantised ({type(weight).__name__}, {weight.dtype}), and what an adapter adds would be lost in its "
+                "codes. Keep the adapter unmerged, or load the base model without quantisation, load the adapter into "
+                "that, and merge there."
+            )
         if self.has_global_branch(adapter_name) and self.colora_config[adapter_name].gate.reads_input:
             raise ValueError(
                 f"Adapter `{adapter_name}` cannot be merged: its {type(self.colora_config[adapter_name].gate).__name__}"
@@ -206,7 +242,8 @@ class CoLoraLayer(BaseTunerLayer):
             adapter_names: which adapters; None: the active ones.
 
         Raises:
-            ValueError: a gate that depends on the input; a result that is not finite, if asked to check.
+            ValueError: a gate that depends on the input; a quantised base layer; a result that is not finite, if asked
+                to check.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.colora_address]
         if not names:
@@ -217,7 +254,7 @@ class CoLoraLayer(BaseTunerLayer):
         new_weight, new_bias = weight.to(wide), None if bias is None else bias.to(wide)
         for name in [*self.merged_adapters, *names]:
             delta, shift = self.delta_weight(name)
-            new_weight = new_weight + (delta.T if isinstance(base, Conv1D) else delta).to(wide)
+            new_weight = new_weight + (delta.T if isinstance(base, Conv1D) else delta.view_as(new_weight)).to(wide)
             if shift is not None:
                 new_bias = shift.to(wide) if new_bias is None else new_bias + shift.to(wide)
         merged = [new_weight] if new_bias is None else [new_weight, new_bias]
@@ -253,10 +290,56 @@ class CoLoraLayer(BaseTunerLayer):
             if adapter_name in container and container[adapter_name].device.type != "meta":
                 container[adapter_name] = container[adapter_name].to(target)
 
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer's output plus that of the active adapters, in the base output's dtype."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters or self.merged:
+            return result
+        for name in self.active_adapters:
+            if name in self.colora_address:
+                result = result + self._delta(name, x).to(result.dtype)
+        return result
+
+    def _delta(self, adapter_name: str, x: Tensor) -> Tensor:
+        if self.patches is not None and x.dim() == 1 + len(self.patches.kernel):  # torch's convolutions take one sample
+            return self._delta(adapter_name, x[None])[0]
+        config, patches = self.colora_config[adapter_name], self.patches
+        local = self.local_tensors(adapter_name)
+        is_gated = self.has_global_branch(adapter_name)
+        kind = x.device.type
+        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+            x = x.to(next(iter(local.values())).dtype)
+        if is_gated:
+            parameter = self.colora_gate[adapter_name]
+            g, l = config.gate.combine.weights(  # noqa: E741 - the letters of the formula
+                self.colora_context.beta(self, adapter_name, x if patches is None else x.movedim(1, -1), parameter)
+                if config.gate.reads_input
+                else config.gate.beta(parameter, None)
+            )
+            frozen = self.global_tensors(adapter_name)
+        x = self.colora_dropout[adapter_name](x)
+        if self.colora_address[adapter_name] is None:
+            A, B = local["A"], local["B"]
+            if not is_gated:
+                return lora_delta(x, A, B, scale=config.scale, patches=patches)
+            return gated_lora_delta(x, (frozen["A"], frozen["B"]), (A, B), g, l, scale=config.scale, patches=patches)
+        P, Q = local["P"], local["Q"]
+        A, B = self.colora_basis_A[adapter_name], self.colora_basis_B[adapter_name]
+        if not is_gated:
+            return colora_delta(x, A, B, P, Q, scale=config.scale, patches=patches)
+        return gated_colora_delta(
+            x, A, B, (frozen["P"], frozen["Q"]), (P, Q), g, l, scale=config.scale, patches=patches
+        )
+
+    def __repr__(self) -> str:
+        return "colora." + super().__repr__()
+
 
 @final
-class CoLoraLinear(nn.Module, CoLoraLayer):
-    """A linear layer (torch's `Linear`, transformers' `Conv1D`) with Co-LoRA or conventional adapters.
+class CoLoraLinear(CoLoraLayer):
+    """A linear layer (torch's `Linear`, transformers' `Conv1D`, quantised ones) with Co-LoRA or conventional adapters.
 
     Args:
         base_layer: the layer as it was; frozen, called as it is.
@@ -272,50 +355,34 @@ class CoLoraLinear(nn.Module, CoLoraLayer):
         True
     """
 
+
+@final
+class CoLoraConv(CoLoraLayer):
+    """A convolution without groups, in one to three dimensions, with Co-LoRA or conventional adapters.
+
+    A is r filters with the base layer's kernel, stride, padding and dilation; P, Q and B act at every position of what
+    they give. An adapter so merges into one kernel and one bias, exactly at the borders too.
+
+    Args:
+        base_layer: the layer as it was; frozen, called as it is.
+        adapter_name: PEFT's name of the first adapter.
+        name: the layer's name in the model.
+        config: a resolved config.
+
+    Example:
+        >>> config = CoLoraConfig(r=2, placement={"conv1": "main/0/conv1"}, base_identity="cnn")
+        >>> layer = CoLoraConv(nn.Conv2d(4, 3, 3, padding=1), "default", "conv1", config)
+        >>> layer.in_features, layer(torch.ones(1, 4, 5, 5)).shape
+        (36, torch.Size([1, 3, 5, 5]))
+    """
+
     def __init__(self, base_layer: nn.Module, adapter_name: str, name: str, config: CoLoraConfig) -> None:
-        super().__init__()
-        self._init_containers(base_layer)
-        self._active_adapter = adapter_name
-        self.update_layer(adapter_name, name, config)
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The base layer's output plus that of the active adapters, in the base output's dtype."""
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        result: Tensor = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters or self.merged:
-            return result
-        for name in self.active_adapters:
-            if name in self.colora_address:
-                result = result + self._delta(name, x).to(result.dtype)
-        return result
-
-    def _delta(self, adapter_name: str, x: Tensor) -> Tensor:
-        config = self.colora_config[adapter_name]
-        local = self.local_tensors(adapter_name)
-        is_gated = self.has_global_branch(adapter_name)
-        kind = x.device.type
-        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
-            x = x.to(next(iter(local.values())).dtype)
-        if is_gated:
-            parameter = self.colora_gate[adapter_name]
-            g, l = config.gate.combine.weights(  # noqa: E741 - the letters of the formula
-                self.colora_context.beta(self, adapter_name, x, parameter)
-                if config.gate.reads_input
-                else config.gate.beta(parameter, None)
-            )
-            frozen = self.global_tensors(adapter_name)
-        x = self.colora_dropout[adapter_name](x)
-        if self.colora_address[adapter_name] is None:
-            A, B = local["A"], local["B"]
-            if not is_gated:
-                return lora_delta(x, A, B, scale=config.scale)
-            return gated_lora_delta(x, (frozen["A"], frozen["B"]), (A, B), g, l, scale=config.scale)
-        P, Q = local["P"], local["Q"]
-        A, B = self.colora_basis_A[adapter_name], self.colora_basis_B[adapter_name]
-        if not is_gated:
-            return colora_delta(x, A, B, P, Q, scale=config.scale)
-        return gated_colora_delta(x, A, B, (frozen["P"], frozen["Q"]), (P, Q), g, l, scale=config.scale)
-
-    def __repr__(self) -> str:
-        return "colora." + super().__repr__()
+        super().__init__(base_layer, adapter_name, name, config)
+        base = self.get_base_layer()  # models ask their convolutions for these
+        self.in_channels, self.out_channels, self.groups = base.in_channels, base.out_channels, base.groups
+        self.kernel_size, self.stride, self.padding, self.dilation = (
+            base.kernel_size,
+            base.stride,
+            base.padding,
+            base.dilation,
+        )

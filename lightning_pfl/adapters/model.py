@@ -15,8 +15,9 @@ from typing import Any, final
 from torch import nn
 
 from lightning_pfl.adapters._compat import BaseTuner, ExcludedModule, register
+from lightning_pfl.adapters.adaptable import is_convolution
 from lightning_pfl.adapters.config import KEY, CoLoraConfig
-from lightning_pfl.adapters.layer import CoLoraLayer, CoLoraLinear
+from lightning_pfl.adapters.layer import CoLoraConv, CoLoraLayer, CoLoraLinear
 from lightning_pfl.adapters.placement import Placement, matches
 from lightning_pfl.adapters.prompts import connect, models_around
 
@@ -80,7 +81,8 @@ class CoLoraModel(BaseTuner):
         if isinstance(target, CoLoraLayer):
             target.update_layer(adapter_name, current_key, peft_config)
         else:
-            layer = CoLoraLinear(target, adapter_name, current_key, peft_config)
+            kind = CoLoraConv if is_convolution(target) else CoLoraLinear
+            layer = kind(target, adapter_name, current_key, peft_config)
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
@@ -112,7 +114,7 @@ class CoLoraModel(BaseTuner):
             for layer in layers
         ):
             log.warning(
-                "Merging gives %d linear layers a bias that they did not have (Q of a Co-LoRA layer is one). A class "
+                "Merging gives %d layers a bias that they did not have (Q of a Co-LoRA layer is one). A class "
                 "that builds these layers without a bias drops it when it loads the merged weights.",
                 count,
             )

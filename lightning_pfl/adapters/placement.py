@@ -11,21 +11,19 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from lightning_pfl.adapters._compat import BaseTunerLayer, Conv1D
-from lightning_pfl.adapters.roles import role_of
+from lightning_pfl.adapters.adaptable import adaptable, features, is_convolution
+from lightning_pfl.adapters.roles import known_role, role_of
+from lightning_pfl.adapters.stacks import MAIN, Stack, every_stack, find_stacks, inside, path_in
 
-__all__ = ["MAIN", "Address", "Placement", "adaptable", "last_blocks", "matches", "place"]
+__all__ = ["MAIN", "Address", "Placement", "last_blocks", "matches", "place"]
 
 log = logging.getLogger(__name__)
-
-MAIN = "main"
-"""Name of the tower when the user does not name towers."""
 
 
 @dataclass(frozen=True, order=True)
@@ -67,12 +65,15 @@ class Placement:
     Attributes:
         layers: per name of an adapted layer, in module order, its address; None for a conventional layer.
         skipped: per name of a layer that could have been adapted and is not, the reason.
-        stacks: per tower, the name of its stack in the model.
+        stacks: per tower, the name of its stack in the model; a pattern for one that is cut into stages.
+        own_words: names of Co-LoRA layers whose role no map names, so that they go by words of their own model and find
+            partners only in models that use the same.
     """
 
     layers: Mapping[str, Address | None]
     skipped: Mapping[str, str] = field(default_factory=dict)
     stacks: Mapping[str, str] = field(default_factory=dict)
+    own_words: tuple[str, ...] = ()
 
 
 def place(
@@ -84,6 +85,7 @@ def place(
     blocks: str | Mapping[str, str] | None = None,
     private_layers: bool = True,
     roles: Mapping[str, str] | None = None,
+    min_width: int = 1,
 ) -> Placement:
     """Decide where adapters go in a model.
 
@@ -91,12 +93,14 @@ def place(
         module: any module; nothing is changed.
         num_blocks: K, in how many parts each stack is cut.
         target_modules: which layers are adapted: a regular expression for the whole name, or parts of names (a layer's
-            own, ``"q_proj"``, or that of a module that contains it). None: every linear layer except the head.
+            own, ``"q_proj"``, or that of a module that contains it). None: every linear layer and every
+            convolution of the blocks, except the head and convolutions that are narrower than `min_width`.
         exclude_modules: which layers are not, in the same forms.
-        blocks: name of the stack (its end is enough), or one name per tower. None: of the stacks that hold adapted
-            layers, the outermost one with the most of them.
+        blocks: name of the stack (its end is enough, and ``*`` stands for a word or a part of it), or one name per
+            tower. None: of the stacks that hold adapted layers, the outermost one with the most of them.
         private_layers: whether layers outside the K blocks are adapted too, conventionally.
         roles: see `role_of`.
+        min_width: usually the rank, which no layer's basis can exceed.
 
     Returns:
         The placement.
@@ -117,9 +121,9 @@ def place(
     layers, skipped = adaptable(module)
     found = list(layers)
     if target_modules is None:
-        for name in _heads(module, layers):
-            skipped[name] = "it is the head; name it in target_modules to adapt it"
-            log.info("No adapter goes into `%s`: %s.", name, skipped[name])
+        for name, reason in _left_by_default(module, layers, min_width).items():
+            skipped[name] = reason
+            log.info("No adapter goes into `%s`: %s.", name, reason)
             del layers[name]
     for name in list(layers):
         if matches(name, exclude_modules):
@@ -132,17 +136,21 @@ def place(
     if not layers:
         raise ValueError(
             f"No layer is left to adapt with target_modules={target_modules!r} and exclude_modules={exclude_modules!r}."
-            f" Linear layers that were there: {found or 'none'}. Name one of these in target_modules."
+            f" Layers that were there: {found or 'none'}. Name one of these in target_modules."
         )
-    stacks = _stacks(module, layers, blocks)
+    wanted = {MAIN: blocks} if isinstance(blocks, str) else blocks
+    stacks = find_stacks(module, layers, features, wanted)
     addresses: dict[str, Address | None] = dict.fromkeys(layers)
+    own_words: list[str] = []
     for tower, stack in stacks.items():
-        addresses.update(_addresses(tower, stack, layers, num_blocks, roles))
+        found_here, words = _addresses(tower, stack, layers, num_blocks, roles)
+        addresses.update(found_here)
+        own_words += words
     if not private_layers:
         for name in [name for name, address in addresses.items() if address is None]:
             skipped[name] = "outside the shared blocks, and private_layers is False"
             del addresses[name]
-    return Placement(addresses, skipped, {tower: stack.name for tower, stack in stacks.items()})
+    return Placement(addresses, skipped, {tower: stack.name for tower, stack in stacks.items()}, tuple(own_words))
 
 
 def last_blocks(depth: int, num_blocks: int) -> list[int]:
@@ -168,51 +176,11 @@ def last_blocks(depth: int, num_blocks: int) -> list[int]:
     if not 1 <= num_blocks <= depth:
         raise ValueError(
             f"`num_blocks` must lie between 1 and the number of blocks of the model, {depth}, but is {num_blocks}. "
-            "All clients that exchange P and Q need the same num_blocks, so choose one that the shallowest model has."
+            "All clients that exchange P and Q need the same num_blocks, so choose one that the shallowest model has. "
+            "If the blocks stand in another place than was found, name it with `blocks`."
         )
     step = depth // num_blocks
     return [k * step - 1 for k in range(1, num_blocks)] + [depth - 1]
-
-
-def adaptable(module: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """All layers that can hold an adapter, by name, and those of their kind that cannot, with the reason.
-
-    Example:
-        >>> layers, skipped = adaptable(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.MultiheadAttention(4, 2)))
-        >>> list(layers), skipped
-        (['0'], {'2.out_proj': "torch's MultiheadAttention reads its weight without calling the layer"})
-    """
-    named = Counter(id(child) for _, child in _all_children(module))
-    layers: dict[str, nn.Module] = {}
-    skipped: dict[str, str] = {}
-    hidden: list[str] = []  # what lies under these names is somebody's inside
-    for name, child in module.named_modules():
-        if any(name.startswith(prefix) for prefix in hidden):
-            continue
-        if isinstance(child, BaseTunerLayer):
-            hidden.append(f"{name}.")
-            base = child.get_base_layer()
-            if getattr(child, "is_colora", False):
-                layers[name] = base
-            else:
-                skipped[name] = f"it already holds an adapter of another PEFT method ({type(child).__name__})"
-        elif isinstance(child, nn.MultiheadAttention):
-            hidden.append(f"{name}.")
-            skipped[f"{name}.out_proj"] = "torch's MultiheadAttention reads its weight without calling the layer"
-        elif isinstance(child, (nn.Linear, Conv1D)) and name:
-            if named[id(child)] > 1:
-                skipped[name] = "it stands in several places of the model, and an adapter would come into one of them"
-            else:
-                layers[name] = child
-    return layers, skipped
-
-
-def _all_children(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Every pair of a module and a child of its own, each module visited once."""
-    for parent in module.modules():
-        for child in parent._modules.values():
-            if child is not None:
-                yield parent, child
 
 
 def matches(name: str, patterns: str | Collection[str] | None) -> bool:
@@ -229,87 +197,36 @@ def matches(name: str, patterns: str | Collection[str] | None) -> bool:
     return any(f".{pattern}." in f".{name}." for pattern in patterns)
 
 
-@dataclass(frozen=True)
-class _Stack:
-    name: str
-    blocks: tuple[tuple[str, int], ...]  # names of the children that hold adapted layers, and how many each holds
-
-    @property
-    def num_layers(self) -> int:
-        return sum(count for _, count in self.blocks)
-
-
-def _stacks(
-    module: nn.Module, layers: Mapping[str, nn.Module], blocks: str | Mapping[str, str] | None
-) -> dict[str, _Stack]:
-    """The stack of each tower."""
-    if blocks is not None:
-        wanted = {MAIN: blocks} if isinstance(blocks, str) else dict(blocks)
-        return {tower: _named_stack(module, layers, path) for tower, path in wanted.items()}
-    candidates = [stack for stack in _every_stack(module, layers) if len(stack.blocks) > 1] or [
-        stack for stack in _every_stack(module, layers) if stack.blocks
-    ]
-    if not candidates:
-        whole = _Stack("", (("", len(layers)),))
-        log.info("The model has no stack of blocks (no ModuleList or Sequential): the whole of it counts as one block.")
-        return {MAIN: whole}
-    most = max(stack.num_layers for stack in candidates)
-    best: list[_Stack] = []
-    for stack in candidates:  # parents come before their children, so the first of a nest is the outermost
-        if stack.num_layers == most and not any(stack.name.startswith(_inside(outer.name)) for outer in best):
-            best.append(stack)
-    if len(best) > 1:
-        names = [stack.name for stack in best]
-        raise ValueError(
-            f"The model has several stacks of blocks with {most} adapted layers each: {names}. Say which one clients "
-            f"share with blocks={names[0]!r}, or share several with blocks={{'tower_a': {names[0]!r}, "
-            f"'tower_b': {names[1]!r}}} (the same tower names on all clients), or leave one out with exclude_modules."
-        )
-    return {MAIN: best[0]}
-
-
-def _every_stack(module: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[_Stack]:
-    """Every ModuleList, and every Sequential whose adapted children are of one kind (others are pipelines)."""
-    for name, child in module.named_modules():
-        if not isinstance(child, (nn.ModuleList, nn.Sequential)):
-            continue
-        stack = _stack(name, child, layers)
-        kinds = {type(module.get_submodule(block)) for block, _ in stack.blocks}
-        if isinstance(child, nn.ModuleList) or len(kinds) == 1:
-            yield stack
-
-
-def _stack(name: str, child: nn.Module, layers: Mapping[str, nn.Module]) -> _Stack:
-    prefix = _inside(name)
-    counts = Counter(layer[len(prefix) :].split(".", 1)[0] for layer in layers if layer.startswith(prefix))
-    return _Stack(name, tuple((prefix + key, counts[key]) for key, _ in child.named_children() if counts[key]))
-
-
-def _named_stack(module: nn.Module, layers: Mapping[str, nn.Module], path: str) -> _Stack:
-    found = [name for name, _ in module.named_modules() if name == path or name.endswith(f".{path}")]
-    stacks = [stack for name in found if (stack := _stack(name, module.get_submodule(name), layers)).blocks]
-    if len(stacks) != 1:
-        there = [stack.name for stack in _every_stack(module, layers) if stack.blocks]
-        raise ValueError(
-            f"`blocks` must name one stack that holds adapted layers, but `{path}` fits "
-            f"{[stack.name for stack in stacks] or 'none'}. Stacks that were there: {there or 'none'}."
-        )
-    return stacks[0]
+def _left_by_default(module: nn.Module, layers: Mapping[str, nn.Module], min_width: int) -> dict[str, str]:
+    """Layers that are adapted only if they are named, with the reason."""
+    left = dict.fromkeys(_heads(module, layers), "it is the head; name it in target_modules to adapt it")
+    convolutions = [name for name, layer in layers.items() if is_convolution(layer) and name not in left]
+    stacks = [stack.name for stack in every_stack(module, layers) if len(stack.blocks) > 1]
+    for name in convolutions:
+        if stacks and not any(name.startswith(inside(stack)) for stack in stacks):
+            left[name] = "a convolution outside all blocks (a stem or patches); name it in target_modules to adapt it"
+        elif min(features(layers[name])) < min_width:  # networks of convolutions are narrow in parts by design
+            left[name] = f"a convolution narrower than the rank, {min_width}"
+    return left
 
 
 def _addresses(
-    tower: str, stack: _Stack, layers: Mapping[str, nn.Module], num_blocks: int, roles: Mapping[str, str] | None
-) -> dict[str, Address]:
+    tower: str, stack: Stack, layers: Mapping[str, nn.Module], num_blocks: int, roles: Mapping[str, str] | None
+) -> tuple[dict[str, Address], list[str]]:
+    """The addresses of a tower's Co-LoRA layers, and which of these go by words of their own."""
     addresses: dict[str, Address] = {}
+    own_words: list[str] = []
     told: set[str] = set()
     for part, index in enumerate(last_blocks(len(stack.blocks), num_blocks)):
-        block = stack.blocks[index][0]
-        inside = {name: _path(block, name) for name in layers if name == block or name.startswith(_inside(block))}
-        named = {name: role_of(path, roles) for name, path in inside.items()}
+        block = stack.blocks[index]
+        held = {name: path_in(block, name) for name in layers if name == block or name.startswith(inside(block))}
+        named = {name: role_of(path, roles) for name, path in held.items()}
         counts = Counter(named.values())
         for name, role in named.items():
             # several layers of one role (experts, two attentions) are told apart by their path in the block
-            addresses[name] = Address(tower, part, inside[name] if counts[role] > 1 else role)
+            addresses[name] = Address(tower, part, held[name] if counts[role] > 1 else role)
+            if counts[role] > 1 or (held[name] and known_role(held[name], roles) is None):
+                own_words.append(name)
             if counts[role] > 1 and role not in told:
                 told.add(role)
                 log.warning(
@@ -318,17 +235,9 @@ def _addresses(
                     role,
                     counts[role],
                     block,
-                    inside[name],
+                    held[name],
                 )
-    return addresses
-
-
-def _path(block: str, name: str) -> str:
-    return name[len(_inside(block)) :]
-
-
-def _inside(name: str) -> str:
-    return f"{name}." if name else ""
+    return addresses, own_words
 
 
 def _heads(module: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:
@@ -356,13 +265,13 @@ def _output_embeddings(child: Any) -> nn.Module | None:
 
 def _in_block(module: nn.Module, layers: Mapping[str, nn.Module], name: str) -> bool:
     """Whether a layer is a part of an element of a ModuleList, or has its like in another block of a Sequential."""
-    for stack in _every_stack(module, layers):
-        if not name.startswith(_inside(stack.name)):
+    for stack in every_stack(module, layers):
+        if not name.startswith(inside(stack.name)):
             continue
-        own = next(block for block, _ in stack.blocks if name == block or name.startswith(f"{block}."))
-        path = _path(own, name)
+        own = next(block for block in stack.blocks if name == block or name.startswith(f"{block}."))
+        path = path_in(own, name)
         if path and isinstance(module.get_submodule(stack.name), nn.ModuleList):
             return True
-        if path and any(f"{block}.{path}" in layers for block, _ in stack.blocks if block != own):
+        if path and any(f"{block}.{path}" in layers for block in stack.blocks if block != own):
             return True
     return False

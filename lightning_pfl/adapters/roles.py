@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["DEFAULT_ROLES", "role_of"]
+__all__ = ["DEFAULT_ROLES", "known_role", "role_of"]
 
 DEFAULT_ROLES: Mapping[str, str] = {
     # attention
@@ -47,6 +47,13 @@ DEFAULT_ROLES: Mapping[str, str] = {
     "encoder_attn.k_proj": "cross_k",
     "encoder_attn.v_proj": "cross_v",
     "encoder_attn.out_proj": "cross_o",
+    "crossattention.self.query": "cross_q",
+    "crossattention.self.key": "cross_k",
+    "crossattention.self.value": "cross_v",
+    "crossattention.output.dense": "cross_o",
+    "crossattention.q_attn": "cross_q",
+    "crossattention.c_attn": "cross_kv",
+    "crossattention.c_proj": "cross_o",
     # gated feed-forward: down(act(gate(x)) * up(x))
     "gate_proj": "gate",
     "up_proj": "up",
@@ -72,6 +79,29 @@ DEFAULT_ROLES: Mapping[str, str] = {
     "dense_4h_to_h": "fc2",
     "wi": "fc1",
     "wo": "fc2",
+    "pwconv1": "fc1",
+    "pwconv2": "fc2",
+    # convolutions of a residual branch, in their order; the branch around them; squeeze and excitation
+    "conv1": "conv1",
+    "conv2": "conv2",
+    "conv3": "conv3",
+    "layer.0.convolution": "conv1",
+    "layer.1.convolution": "conv2",
+    "layer.2.convolution": "conv3",
+    "shortcut": "shortcut",
+    "shortcut.0": "shortcut",
+    "shortcut.convolution": "shortcut",
+    "downsample.0": "shortcut",
+    "downsample.conv": "shortcut",
+    "se.conv_reduce": "squeeze",
+    "se.conv_expand": "excite",
+    "squeeze_excite.reduce": "squeeze",
+    "squeeze_excite.expand": "excite",
+    # a block that is wide inside: project(excite(depthwise(expand(x))))
+    "expand_conv": "expand",
+    "project_conv": "project",
+    "conv_pw": "expand",
+    "conv_pwl": "project",
 }
 """The end of a layer's path inside its block, and its role; of several that fit, the longest counts."""
 
@@ -93,10 +123,25 @@ def role_of(path: str, roles: Mapping[str, str] | None = None) -> str:
         >>> role_of("mixer.in_proj"), role_of("mixer.in_proj", {"mixer.in_proj": "qkv"}), role_of("")
         ('in_proj', 'qkv', 'linear')
     """
+    role = known_role(path, roles)
+    return role or next((word for word in reversed(path.split(".")) if word and not word.isdigit()), "linear")
+
+
+def known_role(path: str, roles: Mapping[str, str] | None = None) -> str | None:
+    """The role of a layer that some entry names, else None: models that use other words have no partner for it.
+
+    Args:
+        path: the layer's path inside its block, dotted; empty when the block is the layer.
+        roles: ends of paths and their roles, asked before `DEFAULT_ROLES`.
+
+    Example:
+        >>> known_role("layer.1.convolution"), known_role("mixer.in_proj")
+        ('conv2', None)
+    """
     words = path.split(".")
     for known in (roles or {}, DEFAULT_ROLES):
         for start in range(len(words)):  # the longest end first
             role = known.get(".".join(words[start:]))
             if role is not None:
                 return role
-    return next((word for word in reversed(words) if word and not word.isdigit()), "linear")
+    return None

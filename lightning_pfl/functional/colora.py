@@ -10,6 +10,10 @@ the inputs once with A and once with B, whatever it mixes in between. What the b
 (local, trained) weigh is the caller's business: ``g`` and ``l`` are plain numbers in tensors, for the whole batch
 (shape ``[]``) or one per sample (shape ``[batch]``).
 
+A convolution is such a matrix too, acting on the patches of its input (`lightning_pfl.functional.patches`): with
+``patches`` given, inputs are ``[batch, c_in, *size]``, d_in is c_in times the size of the kernel, and outputs are
+``[batch, d_out, *positions]``.
+
 Source:
     "Co-LoRA: Collaborative Model Personalization on Heterogeneous Multi-Modal Clients", ICLR 2026, arXiv:2506.11024,
     section 3; Hu et al., "LoRA", ICLR 2022, arXiv:2106.09685, for the conventional layer.
@@ -26,6 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_pfl.functional.patches import Patches
+
 __all__ = [
     "colora_delta",
     "colora_weight",
@@ -41,7 +47,9 @@ __all__ = [
 ]
 
 
-def colora_delta(x: Tensor, A: Tensor, B: Tensor, P: Tensor, Q: Tensor, *, scale: float) -> Tensor:
+def colora_delta(
+    x: Tensor, A: Tensor, B: Tensor, P: Tensor, Q: Tensor, *, scale: float, patches: Patches | None = None
+) -> Tensor:
     """What one Co-LoRA branch adds to a layer's output, ``s B (P A x + Q)``.
 
     Args:
@@ -51,6 +59,7 @@ def colora_delta(x: Tensor, A: Tensor, B: Tensor, P: Tensor, Q: Tensor, *, scale
         P: ``[r, r]``.
         Q: ``[r]``.
         scale: s, which is alpha / r.
+        patches: of a convolution; see above.
 
     Returns:
         ``[..., d_out]``.
@@ -60,6 +69,8 @@ def colora_delta(x: Tensor, A: Tensor, B: Tensor, P: Tensor, Q: Tensor, *, scale
         >>> colora_delta(torch.tensor([5.0, 7.0]), A, B, P=torch.tensor([[2.0]]), Q=torch.tensor([1.0]), scale=0.5)
         tensor([ 5.5000, 11.0000, 16.5000])
     """
+    if patches is not None:
+        return patches.map(patches.map(patches.read(x, A), scale * P, scale * Q), B)
     return F.linear(F.linear(F.linear(x, A), scale * P, scale * Q), B)
 
 
@@ -73,6 +84,7 @@ def gated_colora_delta(
     l: Tensor,  # noqa: E741 - the letter of the formula
     *,
     scale: float,
+    patches: Patches | None = None,
 ) -> Tensor:
     """What two Co-LoRA branches add together, ``s B [g (P_G z + Q_G) + l (P_L z + Q_L)]`` with ``z = A x``.
 
@@ -85,6 +97,7 @@ def gated_colora_delta(
         g: weight of the global branch, ``[]`` or ``[batch]``.
         l: weight of the local branch, the shape of g.
         scale: s.
+        patches: of a convolution; see above.
 
     Returns:
         ``[batch, ..., d_out]``. With one weight for all, P and Q are mixed first (r x r numbers); with one per sample
@@ -100,13 +113,13 @@ def gated_colora_delta(
     """
     (P_G, Q_G), (P_L, Q_L) = global_, local
     if g.dim() == 0:
-        return colora_delta(x, A, B, g * P_G + l * P_L, g * Q_G + l * Q_L, scale=scale)
-    z = F.linear(x, A)
-    mixed = _per_sample(scale * g, z) * F.linear(z, P_G, Q_G) + _per_sample(scale * l, z) * F.linear(z, P_L, Q_L)
-    return F.linear(mixed, B)
+        return colora_delta(x, A, B, g * P_G + l * P_L, g * Q_G + l * Q_L, scale=scale, patches=patches)
+    z, apply = (F.linear(x, A), F.linear) if patches is None else (patches.read(x, A), patches.map)
+    mixed = _per_sample(scale * g, z) * apply(z, P_G, Q_G) + _per_sample(scale * l, z) * apply(z, P_L, Q_L)
+    return apply(mixed, B)
 
 
-def lora_delta(x: Tensor, A: Tensor, B: Tensor, *, scale: float) -> Tensor:
+def lora_delta(x: Tensor, A: Tensor, B: Tensor, *, scale: float, patches: Patches | None = None) -> Tensor:
     """What one conventional branch adds, ``s B A x``.
 
     Args:
@@ -114,6 +127,7 @@ def lora_delta(x: Tensor, A: Tensor, B: Tensor, *, scale: float) -> Tensor:
         A: ``[r, d_in]``.
         B: ``[d_out, r]``.
         scale: s.
+        patches: of a convolution; see above.
 
     Returns:
         ``[..., d_out]``.
@@ -122,6 +136,8 @@ def lora_delta(x: Tensor, A: Tensor, B: Tensor, *, scale: float) -> Tensor:
         >>> lora_delta(torch.tensor([1.0, 2.0]), torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0]]), scale=0.5)
         tensor([3.])
     """
+    if patches is not None:
+        return patches.map(scale * patches.read(x, A), B)
     return F.linear(scale * F.linear(x, A), B)
 
 
@@ -160,6 +176,7 @@ def gated_lora_delta(
     l: Tensor,  # noqa: E741 - the letter of the formula
     *,
     scale: float,
+    patches: Patches | None = None,
 ) -> Tensor:
     """What two conventional branches add together, ``s [g B_G A_G x + l B_L A_L x]``, one product each way.
 
@@ -170,6 +187,7 @@ def gated_lora_delta(
         g: weight of the global branch, ``[]`` or ``[batch]``.
         l: weight of the local branch, the shape of g.
         scale: s.
+        patches: of a convolution; see above.
 
     Returns:
         ``[batch, ..., d_out]``.
@@ -180,15 +198,15 @@ def gated_lora_delta(
         >>> gated_lora_delta(x, (one, 2 * one), (one, 5 * one), g, 1 - g, scale=1.0).tolist()
         [[5.0], [2.0]]
     """
+    both = torch.cat([global_[0], local[0]])
+    z, apply = (F.linear(x, both), F.linear) if patches is None else (patches.read(x, both), patches.map)
     if g.dim() == 0:
-        return F.linear(
-            F.linear(x, torch.cat([global_[0], local[0]])), stack_lora(global_, local, scale * g, scale * l)[1]
-        )
-    z = F.linear(x, torch.cat([global_[0], local[0]]))
+        return apply(z, stack_lora(global_, local, scale * g, scale * l)[1])
     rank = local[0].shape[0]
     weights = torch.cat([(scale * g)[:, None].expand(-1, rank), (scale * l)[:, None].expand(-1, rank)], dim=1)
-    weights = weights.reshape(weights.shape[0], *[1] * (z.dim() - 2), 2 * rank).to(z.dtype)
-    return F.linear(weights * z, torch.cat([global_[1], local[1]], dim=1))
+    middle = [1] * (z.dim() - 2)
+    weights = weights.reshape(-1, *middle, 2 * rank) if patches is None else weights.reshape(-1, 2 * rank, *middle)
+    return apply(weights.to(z.dtype) * z, torch.cat([global_[1], local[1]], dim=1))
 
 
 def colora_weight(A: Tensor, B: Tensor, P: Tensor, Q: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
