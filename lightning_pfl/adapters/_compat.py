@@ -29,6 +29,7 @@ __all__ = [
     "FloatParameters",
     "PeftKey",
     "check_adapters_to_merge",
+    "forward_pre_hooks",
     "in_backward",
     "register",
     "remember_in",
@@ -94,6 +95,11 @@ class FloatBuffers(BufferDict):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         return super()._apply(_at_least_float32(fn), recurse)
+
+
+def forward_pre_hooks(module: nn.Module) -> dict[int, Callable[..., Any]]:
+    """A module's own hooks before its forward, by torch's keys; the module's, not a copy."""
+    return module._forward_pre_hooks
 
 
 def in_backward() -> bool:

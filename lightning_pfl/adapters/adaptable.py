@@ -91,15 +91,14 @@ def obstacle(layer: nn.Module) -> str | None:
         >>> obstacle(nn.Conv2d(8, 8, 3, padding=1)) is None
         True
         >>> obstacle(nn.Conv2d(8, 8, 3, groups=8))
-        'its 8 groups of channels are 8 matrices, which one update of low rank would mix'
+        'a convolution in groups of channels: a matrix for each, which one update of low rank would mix'
     """
     if isinstance(layer, _TRANSPOSED):
-        return "it is a transposed convolution, which is no map of patches of its input"
+        return "a transposed convolution, which is no map of patches of its input"
     if not is_convolution(layer):
         return None
     if layer.groups > 1:
-        groups = layer.groups
-        return f"its {groups} groups of channels are {groups} matrices, which one update of low rank would mix"
+        return "a convolution in groups of channels: a matrix for each, which one update of low rank would mix"
     if isinstance(layer.weight, nn.UninitializedParameter):
         return "it is lazy: its width is not known before the first forward"
     kind = next(kind for kind in _KINDS if isinstance(layer, kind))

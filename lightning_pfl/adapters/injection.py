@@ -15,9 +15,10 @@ from torch import nn
 
 from lightning_pfl.adapters.config import CoLoraConfig
 from lightning_pfl.adapters.layer import CoLoraLayer
+from lightning_pfl.adapters.listening import connect
 from lightning_pfl.adapters.model import CoLoraModel
 from lightning_pfl.adapters.placement import Address
-from lightning_pfl.adapters.prompts import connect
+from lightning_pfl.adapters.statistics import hold
 
 __all__ = ["ADAPTER", "InjectionReport", "adapted_layers", "add_global_branch", "config_of", "inject"]
 
@@ -37,6 +38,9 @@ class InjectionReport:
         skipped: reason for every linear layer and convolution that holds no adapter, by module name.
         train_also: names of the model's own parameters that stay trainable.
         num_trainable: count of trained numbers, adapters and `train_also` together.
+        own_words: names of the Co-LoRA layers whose role no map names: models that use other words have no partner for
+            them.
+        held: names of normalisation layers whose running statistics stay as they are, since their weights do.
     """
 
     colora: Mapping[str, Address]
@@ -44,6 +48,8 @@ class InjectionReport:
     skipped: Mapping[str, str]
     train_also: tuple[str, ...]
     num_trainable: int
+    own_words: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         blocks = sorted({(address.tower, address.block) for address in self.colora.values()})
@@ -54,6 +60,10 @@ class InjectionReport:
             f"{len(self.conventional)} conventional layers; {self.num_trainable:,} trained numbers."
         ]
         lines += [f"  without adapter, {reason}: {_few(names)}" for reason, names in reasons.items()]
+        if self.own_words:
+            lines.append(f"  shared only among models with the same words (see `roles`): {_few(self.own_words)}")
+        if self.held:
+            lines.append(f"  running statistics frozen with the weights: {_few(self.held)}")
         if self.train_also:
             lines.append(f"  trained as well: {_few(self.train_also)}")
         return "\n".join(lines)
@@ -108,6 +118,8 @@ def inject(module: nn.Module, config: CoLoraConfig, *, train_also: Sequence[str]
         skipped=dict(placement.skipped),
         train_also=trained,
         num_trainable=sum(p.numel() for p in module.parameters() if p.requires_grad),
+        own_words=placement.own_words,
+        held=tuple(hold(module)),
     )
     if not layers:
         log.info("Adapters in %s: %s", type(module).__name__, report)

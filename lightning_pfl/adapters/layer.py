@@ -60,7 +60,8 @@ class CoLoraLayer(nn.Module, BaseTunerLayer):
     """
 
     is_colora = True
-    get_base_layer: Callable[[], Any]  # PEFT's
+    get_base_layer: Callable[[], Any]  # this and the next are PEFT's
+    set_adapter: Callable[..., None]
     colora_P: FloatParameters
     colora_Q: FloatParameters
     colora_A: FloatParameters
@@ -218,9 +219,9 @@ class CoLoraLayer(nn.Module, BaseTunerLayer):
         if type(weight.data) is not Tensor or weight.dtype not in _PLAIN:
             raise ValueError(
                 f"Adapter `{adapter_name}` cannot be merged: the weight of its {type(self.get_base_layer()).__name__} "
-                f"is quantised ({type(weight).__name__}, {weight.dtype}), and what an adapter adds would be lost in its "
-                "codes. Keep the adapter unmerged, or load the base model without quantisation, load the adapter into "
-                "that, and merge there."
+                f"is quantised ({type(weight).__name__}, {weight.dtype}), and what an adapter adds would be lost in "
+                "its codes. Keep the adapter unmerged, or load the base model without quantisation, load the adapter "
+                "into that, and merge there."
             )
         if self.has_global_branch(adapter_name) and self.colora_config[adapter_name].gate.reads_input:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 It makes `get_peft_model`, `PeftModel.from_pretrained`, `inject_adapter_in_model` and transformers' `add_adapter` work
 with a `CoLoraConfig`. It adds to PEFT's own machinery only that the config is resolved on a copy before anything is
-replaced, and that nothing is merged if anything cannot be.
+replaced, that running statistics are frozen with the weights, and that nothing is merged if anything cannot be.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from lightning_pfl.adapters._compat import BaseTuner, ExcludedModule, register
 from lightning_pfl.adapters.adaptable import is_convolution
 from lightning_pfl.adapters.config import KEY, CoLoraConfig
 from lightning_pfl.adapters.layer import CoLoraConv, CoLoraLayer, CoLoraLinear
+from lightning_pfl.adapters.listening import connect
 from lightning_pfl.adapters.placement import Placement, matches
-from lightning_pfl.adapters.prompts import connect, models_around
+from lightning_pfl.adapters.statistics import hold, release
 
 __all__ = ["CoLoraModel"]
 
@@ -52,9 +53,8 @@ class CoLoraModel(BaseTuner):
         config, placement = self.peft_config[adapter_name].resolved(model)
         self.peft_config[adapter_name] = config
         self.placement: Placement = placement
-        if config.gate.reads_input:
-            models_around(model, placement.layers)  # before anything is replaced: can the gate know its prompt?
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        hold(model)
         if config.global_branch and config.gate.reads_input:
             connect(model)
 
@@ -100,6 +100,11 @@ class CoLoraModel(BaseTuner):
                 "with `set_adapter` in between."
             )
         yield
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
+        model = super()._unload_and_optionally_merge(*args, **kwargs)
+        release(model)
+        return model
 
     def _check_merge_allowed(self) -> None:
         """Before the first layer is touched: none may refuse, and say that biases appear."""

@@ -13,13 +13,12 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import nn
 
 from lightning_pfl.adapters.adaptable import adaptable, features, is_convolution
 from lightning_pfl.adapters.roles import known_role, role_of
-from lightning_pfl.adapters.stacks import MAIN, Stack, every_stack, find_stacks, inside, path_in
+from lightning_pfl.adapters.stacks import MAIN, Stack, every_stack, find_stacks, inside, output_embeddings, path_in
 
 __all__ = ["MAIN", "Address", "Placement", "last_blocks", "matches", "place"]
 
@@ -242,25 +241,12 @@ def _addresses(
 
 def _heads(module: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:
     """Output embeddings of any model inside, and the last linear layer unless it is a part of a repeated block."""
-    outputs = [
-        out
-        for child in module.modules()
-        if callable(getattr(child, "get_output_embeddings", None)) and (out := _output_embeddings(child)) is not None
-    ]
+    outputs = [out for child in module.modules() if (out := output_embeddings(child)) is not None]
     heads = [name for name, layer in layers.items() if any(layer is out for out in outputs)]
     last = next(reversed(list(layers)), None)
     if last is not None and last not in heads and len(layers) > 1 and not _in_block(module, layers, last):
         heads.append(last)
     return heads
-
-
-def _output_embeddings(child: Any) -> nn.Module | None:
-    try:
-        found = child.get_output_embeddings()
-    except (NotImplementedError, AttributeError):  # transformers raises either for a model without them
-        return None
-    layer = getattr(found, "base_layer", found)
-    return layer if isinstance(layer, nn.Module) else None
 
 
 def _in_block(module: nn.Module, layers: Mapping[str, nn.Module], name: str) -> bool:

@@ -1,7 +1,7 @@
 """Which positions of an input a gate may read, and what it remembers while tokens are decoded one by one.
 
-Start at `connect`, which gives the layers of a model a common `PromptContext` and has it told of every pass through a
-transformers model by hooks. The positions that `InputGate` averages over are, in this order:
+Start at `PromptContext`, which the layers of a model have in common; `lightning_pfl.adapters.listening` has it told of
+every pass through a transformers model. The positions that `InputGate` averages over are, in this order:
 
 - those that the caller named with `prompt_positions`;
 - in a causal model that is decoding (a key-value cache is passed): the unmasked positions of the first pass; later
@@ -10,6 +10,11 @@ transformers model by hooks. The positions that `InputGate` averages over are, i
   tell a token's layer of the tokens to come;
 - in any other pass through a causal model: the first unmasked position only, for the same reason;
 - in every other model: all unmasked positions; of an image, all positions.
+
+An encoder-decoder model has its prompt in the encoder, whose layers read all unmasked positions of it, as do the keys
+and values of cross-attention, which are given the encoder's output. Every other layer of the decoder reads its first
+position only, always: what stands there has attended to the whole prompt from the first cross-attention on, and it is
+the same position in training, in teacher forcing and while decoding, with however many tokens a decoder has to begin.
 
 A module that is no transformers model is taken for the last kind; a causal model of your own needs `prompt_positions`.
 
@@ -20,18 +25,17 @@ the first position is read), and that a last piece of a prompt is one position l
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from lightning_pfl.adapters._compat import in_backward, remember_in, remembered_in
 
-__all__ = ["PromptContext", "connect", "models_around", "prompt_positions"]
+__all__ = ["PromptContext", "prompt_positions"]
 
 _IGNORED = -100  # the label that transformers and torch's cross entropy leave out
 
@@ -60,10 +64,23 @@ class PromptContext:
 
     Args:
         is_causal: whether a position of the model must not learn of later ones.
+        follows: whether the sequence is what a decoder writes after a prompt that stands elsewhere; only its first
+            position is read then.
+        tokens: names of the arguments, one of which holds the sequence.
+        attended: name of the argument that holds its mask.
     """
 
-    def __init__(self, is_causal: bool = False) -> None:
+    def __init__(
+        self,
+        is_causal: bool = False,
+        follows: bool = False,
+        tokens: tuple[str, ...] = ("input_ids", "inputs_embeds"),
+        attended: str = "attention_mask",
+    ) -> None:
         self.is_causal = is_causal
+        self.follows = follows
+        self.tokens = tokens
+        self.attended = attended
         self.named: Tensor | None = None  # by `prompt_positions`
         self._now: _Pass | None = None
         self._depth = 0
@@ -71,8 +88,8 @@ class PromptContext:
         self._is_ambiguous = False  # passes that differ wait for their backward
         self._was_recomputed = False
 
-    def __getstate__(self) -> dict[str, bool]:
-        return {"is_causal": self.is_causal}  # passes are of the moment
+    def __getstate__(self) -> dict[str, Any]:  # passes are of the moment
+        return {name: getattr(self, name) for name in ("is_causal", "follows", "tokens", "attended")}
 
     def __setstate__(self, state: Mapping[str, bool]) -> None:
         self.__init__(**state)  # type: ignore[misc]  # a fresh context of the same kind
@@ -109,9 +126,13 @@ class PromptContext:
 
     def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A model of this context is called; only the outermost call counts."""
-        if self._depth == 0:
+        if self._now is None:
             self._now = self._read(_arguments(model, args, kwargs))
             self._note(self._now)
+        self._depth += 1
+
+    def begin_around(self) -> None:
+        """A model is called that will call one of this context: the pass of that lasts until this one's `end`."""
         self._depth += 1
 
     def end(self, output: Any) -> None:
@@ -142,7 +163,7 @@ class PromptContext:
 
     def _untold(self) -> _Pass:
         """What a layer reads of a pass that no model told of."""
-        if self.named is not None:
+        if self.named is not None and not self.follows:
             return _Pass((self.named.shape[0], self.named.shape[1]), self.named)
         return _Pass(first_only=self.is_causal)
 
@@ -156,31 +177,32 @@ class PromptContext:
         self._trained = now
 
     def _read(self, given: Mapping[str, Any]) -> _Pass:
-        tokens = next((given[k] for k in ("input_ids", "inputs_embeds") if given.get(k) is not None), None)
+        tokens = next((given[name] for name in self.tokens if given.get(name) is not None), None)
         if tokens is None:  # images and the like: no positions to tell apart
             return _Pass()
         shape = (tokens.shape[0], tokens.shape[1])
-        attended, cache = given.get("attention_mask"), given.get("past_key_values")
+        attended, cache = given.get(self.attended), given.get("past_key_values")
         if self.is_causal and cache is not None and int(cache.get_seq_length()) > 0:
             return self._decoding(cache, shape)
-        if self.named is not None:
+        if self.named is not None and not self.follows:
             return _Pass(shape, self._named(shape), memory={} if self.is_causal else None)
         mask = _two_dimensional(attended, shape)
         if not self.is_causal:
             return _Pass(shape, mask)
         if mask is None:
             mask = torch.ones(shape, dtype=torch.bool, device=tokens.device)
+        first = mask & (mask.cumsum(dim=1) == 1)
         labels = given.get("labels")
-        if cache is None:
+        if cache is None and not self.follows:
             before = torch.zeros_like(mask)
             if labels is not None and tuple(labels.shape) == shape:
                 before = (labels != _IGNORED).cumsum(dim=1) == 0
             prompt = mask & before
-            first = mask & (mask.cumsum(dim=1) == 1)
             return _Pass(shape, torch.where(prompt.any(dim=1, keepdim=True), prompt, first), memory={})
         memory: dict[Any, Tensor] = {}
-        remember_in(cache, memory)
-        return _Pass(shape, mask, memory=memory)
+        if cache is not None:
+            remember_in(cache, memory)
+        return _Pass(shape, first if self.follows else mask, memory=memory)
 
     def _decoding(self, cache: Any, shape: tuple[int, int]) -> _Pass:
         memory = remembered_in(cache)
@@ -189,7 +211,7 @@ class PromptContext:
                 "The key-value cache was filled without these adapters, so the gate's opening is unknown. Start "
                 "decoding with an empty cache."
             )
-        if shape[1] > 1:
+        if shape[1] > 1 and not self.follows:
             raise ValueError(
                 f"A gate that reads the prompt needs it in one piece, but {shape[1]} more positions came after the "
                 "first pass (chunked prefill, a second turn, or assisted decoding). Generate without "
@@ -229,26 +251,14 @@ class PromptContext:
         return total.flatten(1, -2).mean(dim=1) if total.dim() > 2 else total
 
 
-class _Tell:
-    """The hook that tells a context of a model's calls, before and after."""
-
-    def __init__(self, context: PromptContext) -> None:
-        self.context = context
-
-    def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.context.begin(model, args, kwargs)
-
-    def after(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.context.end(output)
-
-
 @contextmanager
 def prompt_positions(module: nn.Module, mask: Tensor) -> Iterator[None]:
     """Say which positions of a sequence gates may read, for the passes inside the block.
 
     Args:
         module: a module with adapters whose gate is an `InputGate`.
-        mask: bool, ``[batch, length]``; True where a gate may read. At least one per row.
+        mask: bool, ``[batch, length]``; True where a gate may read. At least one per row. Of an encoder-decoder model,
+            positions of the encoder's sequence.
 
     Raises:
         ValueError: a row without any position.
@@ -267,51 +277,6 @@ def prompt_positions(module: nn.Module, mask: Tensor) -> Iterator[None]:
     finally:
         for context in contexts.values():
             context.named = None
-
-
-def connect(module: nn.Module) -> None:
-    """Give the adapted layers of each transformers model in a module one context, told by hooks; again does nothing.
-
-    Raises:
-        ValueError: an encoder-decoder model, whose two sequences one gate cannot read.
-    """
-    layers = {name: child for name, child in module.named_modules() if getattr(child, "is_colora", False)}
-    chains = models_around(module, layers)
-    for name, layer in layers.items():
-        chain = chains[name]
-        if not chain:
-            continue
-        context = getattr(chain[-1], "colora_context", None)
-        if context is None:
-            context = PromptContext(any(getattr(child, "is_causal", False) is True for child in chain[-1].modules()))
-        for model in chain:
-            if not hasattr(model, "colora_context"):
-                model.colora_context = context
-                tell = _Tell(context)
-                model.register_forward_pre_hook(tell.before, with_kwargs=True)
-                model.register_forward_hook(tell.after, always_call=True)
-        layer.colora_context = context
-
-
-def models_around(module: nn.Module, names: Collection[str]) -> dict[str, list[PreTrainedModel]]:
-    """The transformers models that a layer's sequence passes through, outermost first, for each named layer.
-
-    Raises:
-        ValueError: an encoder-decoder model.
-    """
-    models = {name: child for name, child in module.named_modules() if isinstance(child, PreTrainedModel)}
-    chains: dict[str, list[PreTrainedModel]] = {}
-    for name in names:
-        chain = [model for prefix, model in models.items() if not prefix or name.startswith(f"{prefix}.")]
-        # a vision tower inside a language model reads another input
-        chain = [model for model in chain if model.main_input_name == chain[-1].main_input_name]
-        if any(getattr(model.config, "is_encoder_decoder", False) for model in chain):
-            raise ValueError(
-                f"{type(chain[0]).__name__} is an encoder-decoder model; a gate that reads the input does not know "
-                "which of its two sequences is the prompt. Use StaticGate()."
-            )
-        chains[name] = chain
-    return chains
 
 
 def _arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

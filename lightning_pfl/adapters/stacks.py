@@ -13,10 +13,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
-__all__ = ["MAIN", "Stack", "blocks_of", "every_stack", "find_stacks", "inside", "path_in"]
+__all__ = ["MAIN", "Stack", "blocks_of", "every_stack", "find_stacks", "inside", "output_embeddings", "path_in"]
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def find_stacks(
         layers: adapted layers by name, in module order.
         width: of a layer; where it differs along a stack of stacks, that is one of stages.
         wanted: name or pattern per tower (the end is enough). None: one tower, `MAIN`, the outermost of the stacks with
-            the most adapted layers.
+            the most adapted layers; where a language model writes, one of its own and not of a tower that it sees with.
 
     Returns:
         By tower.
@@ -63,6 +64,8 @@ def find_stacks(
         return {tower: _named(module, layers, path, width) for tower, path in wanted.items()}
     every = list(every_stack(module, layers))
     every += _numbered(every, layers, width)
+    beside = tuple(inside(name) for name in _senses(module))
+    every = [stack for stack in every if not stack.name.startswith(beside)] or every
     candidates = [stack for stack in every if len(stack.blocks) > 1] or [stack for stack in every if stack.blocks]
     if not candidates:
         log.info("The model has no stack of blocks (no ModuleList or Sequential): the whole of it counts as one block.")
@@ -167,6 +170,35 @@ def _numbered(stacks: Sequence[Stack], layers: Mapping[str, nn.Module], width: W
         for name, members in groups.items()
         if len(members) > 1 and _widths_differ([member.name for member in members], layers, width)
     ]
+
+
+def _senses(module: nn.Module) -> list[str]:
+    """Transformers models that read pictures or sound for a language model that stands in the same module."""
+    models = {name: child for name, child in module.named_modules() if hasattr(child, "main_input_name")}
+    writers = [
+        name
+        for name, child in models.items()
+        if output_embeddings(child) is not None and not getattr(child.config, "is_encoder_decoder", False)
+    ]
+    return [
+        name
+        for name, child in models.items()
+        if writers
+        and child.main_input_name != "input_ids"
+        and not any(writer == name or writer.startswith(inside(name)) for writer in writers)
+    ]
+
+
+def output_embeddings(child: Any) -> nn.Module | None:
+    """The layer that a transformers model writes its words with; None for a module that has none."""
+    if not callable(getattr(child, "get_output_embeddings", None)):
+        return None
+    try:
+        found = child.get_output_embeddings()
+    except (NotImplementedError, AttributeError):  # transformers raises either for a model without them
+        return None
+    layer = getattr(found, "base_layer", found)
+    return layer if isinstance(layer, nn.Module) else None
 
 
 def _within_stages(module: nn.Module, stack: Stack, layers: Mapping[str, nn.Module], width: Width) -> Stack:
