@@ -100,6 +100,8 @@ DEFAULT_ROLES: Mapping[str, str] = {
     # a block that is wide inside: project(excite(depthwise(expand(x))))
     "expand_conv": "expand",
     "project_conv": "project",
+    "expand_1x1.convolution": "expand",
+    "reduce_1x1.convolution": "project",
     "conv_pw": "expand",
     "conv_pwl": "project",
 }

@@ -9,26 +9,48 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lightning_pfl.adapters import Additive, CoLoraConfig, CoLoraLinear, Convex, InputGate, StaticGate
+from lightning_pfl.adapters import (
+    Additive,
+    CoLoraConfig,
+    CoLoraConv,
+    CoLoraLayer,
+    CoLoraLinear,
+    Convex,
+    InputGate,
+    StaticGate,
+)
 from tests.adapters.tiny import scramble
 
 IN, OUT, R = 6, 5, 3
+CONVOLUTIONS = {
+    "1x1": lambda bias: nn.Conv2d(IN, OUT, 1, bias=bias),
+    "3x3": lambda bias: nn.Conv2d(IN, OUT, 3, stride=2, padding=(2, 1), dilation=(2, 1), bias=bias),
+    "reflected": lambda bias: nn.Conv2d(IN, OUT, 3, padding=1, padding_mode="reflect", bias=bias),
+    "even": lambda bias: nn.Conv2d(IN, OUT, (2, 4), padding="same", bias=bias),
+    "1d": lambda bias: nn.Conv1d(IN, OUT, 3, padding=1, bias=bias),
+    "3d": lambda bias: nn.Conv3d(IN, OUT, (1, 3, 3), padding=(0, 1, 1), bias=bias),
+}
+SIZES = {"1d": (9,), "3d": (3, 7, 6)}
 
 
-def make(kind="colora", base="linear", dtype=torch.float32, bias=True, **config) -> CoLoraLinear:
+def make(kind="colora", base="linear", dtype=torch.float32, bias=True, **config) -> CoLoraLayer:
     torch.manual_seed(0)
-    inner = Conv1D(OUT, IN) if base == "conv1d" else nn.Linear(IN, OUT, bias=bias)
+    linear = Conv1D(OUT, IN) if base == "conv1d" else nn.Linear(IN, OUT, bias=bias)
+    inner = CONVOLUTIONS[base](bias) if base in CONVOLUTIONS else linear
     placement = {"layer": "main/0/fc1" if kind == "colora" else None}
     settings = {"r": R, "alpha": 6, "placement": placement, "base_identity": "test", **config}
-    return CoLoraLinear(inner.to(dtype), "default", "layer", CoLoraConfig(**settings))
+    leaf = CoLoraConv if base in CONVOLUTIONS else CoLoraLinear
+    return leaf(inner.to(dtype), "default", "layer", CoLoraConfig(**settings))
 
 
-def inputs(dtype=torch.float32):
-    return torch.randn(2, 4, IN, generator=torch.Generator().manual_seed(1)).to(dtype)
+def inputs(dtype=torch.float32, base="linear"):
+    shape = (2, IN, *SIZES.get(base, (8, 7))) if base in CONVOLUTIONS else (2, 4, IN)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
 every_kind = pytest.mark.parametrize("kind", ["colora", "conventional"])
-every_base = pytest.mark.parametrize("base", ["linear", "conv1d"])
+every_base = pytest.mark.parametrize("base", ["linear", "conv1d", *CONVOLUTIONS])
+every_convolution = pytest.mark.parametrize("base", CONVOLUTIONS)
 every_branch = pytest.mark.parametrize(
     "config",
     [{}, {"global_branch": True}, {"global_branch": True, "gate": StaticGate(Additive())},
@@ -42,12 +64,12 @@ every_branch = pytest.mark.parametrize(
 @every_branch
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_an_adapter_starts_at_exactly_the_base_layer(kind, base, config, dtype):
-    layer = make(kind, base, dtype, **config)
+    layer, x = make(kind, base, dtype, **config), inputs(dtype, base)
 
-    output = layer(inputs(dtype))
+    output = layer(x)
 
     assert output.dtype == dtype
-    assert torch.equal(output, layer.base_layer(inputs(dtype)))
+    assert torch.equal(output, layer.base_layer(x))
 
 
 @every_kind
@@ -68,6 +90,62 @@ def test_the_forward_is_the_formula_of_two_branches_and_a_gate(kind):
     torch.testing.assert_close(layer(x), expected)
     layer.colora_config["default"].gate = StaticGate(Additive())
     torch.testing.assert_close(layer(x), layer.base_layer(x) + scale * (beta * branch(frozen) + branch(local)))
+
+
+@every_kind
+@every_convolution
+def test_around_a_convolution_the_formula_holds_for_every_patch(kind, base):
+    """At each position, borders too: the base's output plus what a linear layer would add for the patch under it."""
+    layer, x = make(kind, base, torch.float64, global_branch=True), inputs(torch.float64, base)
+    scramble(layer)
+    rows = layer.columns(x)  # [batch, *positions, d_in]
+    plain = copy.deepcopy(layer)
+    plain.patches = None
+
+    expected = layer.base_layer(x) + plain._delta("default", rows).movedim(-1, 1)
+
+    torch.testing.assert_close(layer(x), expected)
+    weight = layer.base_layer.weight.flatten(1)
+    torch.testing.assert_close(layer.base_layer(x).movedim(1, -1), rows @ weight.T + layer.base_layer.bias)
+
+
+@every_convolution
+def test_an_input_gate_around_a_convolution_reads_the_mean_over_all_positions(base):
+    layer, x = make(base=base, global_branch=True, gate=InputGate()), inputs(base=base)
+    scramble(layer)
+    w = layer.colora_gate["default"].detach()
+
+    assert w.shape == (IN,)
+    for i in range(2):
+        static = copy.deepcopy(layer)
+        static.colora_config["default"].gate = StaticGate(Convex())
+        static.colora_gate["default"] = nn.Parameter(x[i].flatten(1).mean(dim=1) @ w)
+        torch.testing.assert_close(layer(x)[i], static(x[i]))
+
+
+@every_kind
+@pytest.mark.parametrize("config", [{}, {"global_branch": True, "gate": InputGate()}], ids=["alone", "input"])
+def test_channels_may_lie_last_in_memory(kind, config):
+    layer, x = make(kind, "3x3", **config), inputs(base="3x3")
+    scramble(layer)
+    expected = layer(x)
+    layer.to(memory_format=torch.channels_last)
+
+    output = layer(x.to(memory_format=torch.channels_last))
+
+    torch.testing.assert_close(output, expected)
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    if not config:
+        layer.merge()
+        assert layer.base_layer.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_model_may_ask_an_adapted_convolution_for_its_geometry():
+    """As Whisper's encoder does, to know how long its input must be."""
+    layer = make(base="3x3")
+
+    for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"):
+        assert getattr(layer, name) == getattr(layer.base_layer, name)
 
 
 def test_an_input_gate_gives_every_sample_its_own_mixture():
@@ -158,19 +236,20 @@ def test_merging_changes_nothing_but_the_weights(kind, base, config, bias, dtype
             layer.merge()
         assert not layer.merged
         return
-    before, weight, old_bias = layer(inputs(dtype)), layer.base_layer.weight, layer.base_layer.bias
+    x = inputs(dtype, base)
+    before, weight, old_bias = layer(x), layer.base_layer.weight, layer.base_layer.bias
     value = weight.clone()
 
     layer.merge(safe_merge=True)
 
-    torch.testing.assert_close(layer.base_layer(inputs(dtype)), before, atol=tolerance, rtol=tolerance)
-    assert torch.equal(layer(inputs(dtype)), layer.base_layer(inputs(dtype)))
+    torch.testing.assert_close(layer.base_layer(x), before, atol=tolerance, rtol=tolerance)
+    assert torch.equal(layer(x), layer.base_layer(x))
     assert torch.equal(weight, value), "the old tensor may be mapped from a file that others read"
-    assert (layer.base_layer.bias is None) == (kind == "conventional" and not bias and base == "linear")
+    assert (layer.base_layer.bias is None) == (kind == "conventional" and not bias and base != "conv1d")
     layer.unmerge()
     assert layer.base_layer.weight is weight
     assert layer.base_layer.bias is old_bias
-    assert torch.equal(layer(inputs(dtype)), before)
+    assert torch.equal(layer(x), before)
 
 
 def test_a_disabled_adapter_comes_back_out_of_the_weight():

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
-from transformers import DynamicCache, T5Config, T5ForConditionalGeneration
+from transformers import DynamicCache, GenerationMixin
 
 from lightning_pfl.adapters import CoLoraConfig, InputGate, add_global_branch, inject, prompt_positions
-from lightning_pfl.adapters.layer import CoLoraLinear
-from tests.adapters.tiny import CAUSAL, FAMILIES, bert, llama, mlp, opt, scramble, vit
+from lightning_pfl.adapters.layer import CoLoraLayer, CoLoraLinear
+from tests.adapters.tiny import (
+    BLOCKS,
+    CAUSAL,
+    ENCODER_DECODERS,
+    FAMILIES,
+    bert,
+    inputs,
+    llama,
+    llava,
+    mlp,
+    opt,
+    scramble,
+    t5,
+    vit,
+)
 
 GATED = CoLoraConfig(r=4, alpha=8, num_blocks=2, gate=InputGate(), global_branch=True)
 IDS = torch.randint(1, 32, (3, 6), generator=torch.Generator().manual_seed(0))
@@ -21,7 +36,8 @@ PADDED[0, :2] = 0  # left padding, as in batched generation
 
 
 def gated(model):
-    inject(model, GATED)
+    family = type(model).__name__.partition("For")[0].removesuffix("Model").lower()
+    inject(model, replace(GATED, blocks=BLOCKS.get(family)))
     scramble(model, scale=0.5)
     return model
 
@@ -318,11 +334,161 @@ def test_a_mask_that_is_not_one_per_position_is_refused():
         logits(gated(llama()), input_ids=IDS, attention_mask=torch.ones(3, 1, 6, 6, dtype=torch.bool))
 
 
-def test_an_encoder_decoder_model_is_refused_before_it_is_changed():
-    model = T5ForConditionalGeneration(T5Config(d_model=16, d_ff=24, num_layers=2, num_heads=2, d_kv=8, vocab_size=32))
-    with pytest.raises(ValueError, match="encoder-decoder model"):
-        inject(model, CoLoraConfig(r=2, num_blocks=1, gate=InputGate()))
-    assert not any(isinstance(m, CoLoraLinear) for m in model.modules())
+def told(model, openings, **batch):
+    """Per adapted layer, its name, its input and its opening in one pass."""
+    names = {layer: name for name, layer in model.named_modules() if isinstance(layer, CoLoraLayer)}
+    kept = {}
+    handles = [
+        layer.register_forward_pre_hook(lambda layer, args: kept.setdefault(layer, args[0].detach())) for layer in names
+    ]
+    openings.clear()
+    logits(model, **batch)
+    for handle in handles:
+        handle.remove()
+    return [(names[layer], layer, kept[layer], opening) for layer, opening in openings]
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_an_encoder_reads_its_prompt_and_a_decoder_its_first_position(openings, family):
+    """Keys and values of cross-attention are given the encoder's output, and read that."""
+    model, batch = gated(ENCODER_DECODERS[family]()), inputs(ENCODER_DECODERS[family]())
+    unmasked = 8
+    if family == "t5":
+        batch["attention_mask"] = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]])
+        batch["decoder_input_ids"] = torch.cat([batch["decoder_input_ids"]] * 2, dim=1)[:, :6]  # of one length with it
+        unmasked = batch["attention_mask"].bool()
+
+    seen = told(model, openings, **batch)
+
+    assert len(seen) == len({name for name, *_ in seen})
+    kinds = set()
+    for name, layer, x, opening in seen:
+        of_encoder = name.removeprefix("model.").startswith("encoder.") or _is_cross_key_or_value(name)
+        kinds.add(of_encoder)
+        if not of_encoder:
+            summary = x[:, 0]
+        elif family == "t5":
+            summary = torch.stack([row[mask].mean(0) for row, mask in zip(x, unmasked, strict=True)])
+        else:
+            assert x.shape[1] == unmasked
+            summary = x.mean(1)
+        torch.testing.assert_close(opening, (summary @ layer.colora_gate["default"]).sigmoid())
+    assert kinds == {True, False}
+
+
+def _is_cross_key_or_value(name):
+    is_cross = "EncDecAttention" in name or "encoder_attn" in name
+    return is_cross and name.rpartition(".")[2].removesuffix("_proj") in ("k", "v")
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_no_position_of_a_decoder_learns_of_later_ones(family):
+    model, batch = gated(ENCODER_DECODERS[family]()), inputs(ENCODER_DECODERS[family]())
+    before = logits(model, **batch)
+    changed = batch["decoder_input_ids"].clone()
+    changed[:, -1] = (changed[:, -1] + 1) % 32
+    batch["decoder_input_ids"] = changed
+
+    after = logits(model, **batch)
+
+    assert torch.equal(before[:, :-1], after[:, :-1])
+    assert not torch.allclose(before[:, -1], after[:, -1])
+
+
+def test_labels_and_the_tokens_that_they_stand_for_give_a_decoder_the_same_openings():
+    """T5 makes its decoder's input from labels; the last layer sees the same either way."""
+    model, batch = gated(t5()), inputs(t5())
+    tokens = batch.pop("decoder_input_ids").contiguous()
+    shifted = torch.cat([torch.zeros_like(tokens[:, :1]), tokens[:, :-1]], dim=1)
+
+    assert torch.equal(logits(model, **batch, labels=tokens), logits(model, **batch, decoder_input_ids=shifted))
+
+
+def test_named_positions_of_an_encoder_decoder_model_are_the_encoders():
+    model, batch = gated(t5()), inputs(t5())
+    plain, mask = logits(model, **batch), torch.ones(2, 6, dtype=torch.bool)
+
+    with prompt_positions(model, mask):
+        assert torch.equal(logits(model, **batch), plain)
+    mask[:, 3:] = False
+    with prompt_positions(model, mask):
+        assert not torch.allclose(logits(model, **batch), plain)
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_beams_of_a_decoder_keep_the_openings_of_their_prompts(openings, family):
+    model = gated(ENCODER_DECODERS[family]())
+    given = inputs(model)
+    given["decoder_input_ids"] = given["decoder_input_ids"][:, :2]
+
+    GenerationMixin.generate(model, **given, max_new_tokens=4, do_sample=False, num_beams=3)
+
+    names = {m: n for n, m in model.named_modules()}
+    decoding = [
+        (m, o.reshape(-1)) for m, o in openings if "decoder" in names[m] and not _is_cross_key_or_value(names[m])
+    ]
+    first = {}
+    for m, opening in decoding:
+        if m in first:  # the same two prompts' openings; beams of one prompt never leave it
+            torch.testing.assert_close(opening, first[m], atol=1e-6, rtol=0)
+        first.setdefault(m, opening)
+    assert len(decoding) == 4 * len(first)
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_recomputed_activations_of_both_sequences_read_their_own_pass(family):
+    def gradients(checkpoint):
+        model = gated(ENCODER_DECODERS[family]()).train()
+        if checkpoint:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        model.config.dropout = model.config.dropout_rate = 0.0
+        batch = inputs(model)
+        model(**batch, use_cache=False).logits.square().mean().backward()
+        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None and "embed" not in n}
+
+    expected, found = gradients(False), gradients(True)
+
+    assert {n for n in expected if "gate" in n} <= set(found)
+    for name, grad in expected.items():
+        if "shared" not in name:
+            torch.testing.assert_close(found[name], grad)
+
+
+def test_a_head_behind_a_decoder_reads_what_the_decoder_reads(openings):
+    model, batch = t5(), inputs(t5())
+    config = CoLoraConfig(
+        r=4,
+        num_blocks=2,
+        target_modules=["wo", "lm_head"],
+        blocks="decoder.block",
+        gate=InputGate(),
+        global_branch=True,
+    )
+    inject(model, config)
+    scramble(model)
+
+    seen = {name: (layer, x, opening) for name, layer, x, opening in told(model, openings, **batch)}
+
+    layer, x, opening = seen["lm_head"]
+    torch.testing.assert_close(opening, (x[:, 0] @ layer.colora_gate["default"]).sigmoid())
+
+
+def test_what_joins_two_towers_reads_all_that_it_is_given(openings):
+    """LLaVA's projector is given patches, not the text's positions."""
+    model, batch = gated(llava()), inputs(llava())
+
+    seen = {name: (layer, x, opening) for name, layer, x, opening in told(model, openings, **batch)}
+
+    layer, x, opening = seen["model.multi_modal_projector.linear_1"]
+    torch.testing.assert_close(opening, (x.flatten(1, -2).mean(1) @ layer.colora_gate["default"]).sigmoid())
+    text, x, opening = seen["model.language_model.layers.0.self_attn.q_proj"]
+    torch.testing.assert_close(opening, (x[:, 0] @ text.colora_gate["default"]).sigmoid())
+    eye, x, opening = seen["model.vision_tower.encoder.layers.0.self_attn.q_proj"]
+    torch.testing.assert_close(opening, (x.mean(1) @ eye.colora_gate["default"]).sigmoid())
 
 
 def test_a_model_inside_a_larger_module_is_told_of_its_own_calls(openings):

@@ -199,6 +199,12 @@ def mlp() -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(8, 3)).eval()
 
 
+def mlp_of_another_shape() -> nn.Sequential:
+    """Two hidden layers, one of them wider."""
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+
+
 CAUSAL = {"llama": llama, "gemma3": gemma3, "qwen2": qwen2, "gpt2": gpt2, "opt": opt, "phi": phi}
 ENCODER_DECODERS = {"t5": t5, "whisper": whisper}
 CONVOLUTIONAL = {"resnet": resnet, "convnext": convnext, "efficientnet": efficientnet}
@@ -220,7 +226,7 @@ def inputs(model: nn.Module) -> dict[str, Tensor]:
     ids = torch.randint(1, VOCABULARY - 1, (2, 6), generator=generator)
     pixels = torch.randn(2, 3, 16, 16, generator=generator).to(dtype)
     kind = type(model).__name__
-    if kind.startswith("CLIP"):
+    if kind.startswith(("CLIP", "Siglip")):
         return {"input_ids": ids, "pixel_values": pixels}
     if kind.startswith("Llava"):
         ids[:, :4] = VOCABULARY - 1  # where the four patches go
@@ -237,6 +243,11 @@ def output(model: nn.Module) -> Tensor:
     """The model's logits for `inputs`, without a graph."""
     with torch.no_grad():
         found = model(**inputs(model.get_base_model() if isinstance(model, PeftModel) else model))
+    return scores(found)
+
+
+def scores(found: object) -> Tensor:
+    """The logits in what a model returned."""
     if isinstance(found, Tensor):
         return found
     return found.logits if hasattr(found, "logits") else found.logits_per_image
