@@ -65,9 +65,12 @@ class CoLoRA(Exchange):
             layers whose P and Q clients exchange.
         gate: how a server's global branch is weighed against the local one.
         target_modules: which layers are adapted: a regular expression for the whole name, or parts of names. None:
-            every linear layer except the head.
+            every linear layer and every convolution of the blocks, except the head, convolutions with groups and those
+            narrower than the rank.
         exclude_modules: which layers are not, in the same forms.
-        blocks: name of the stack of blocks, or one per tower. None: found from the module tree.
+        blocks: name of the stack of blocks, or one per tower; ``encoder.*`` fits the encoders of several families,
+            ``stages.*.layers`` the blocks in stages. None: found from the module tree.
+        roles: names for what layers do in their block, by the end of their path, asked before the built-in ones.
         train_also: which of the module's own parameters are trained as well: names of parameters or of modules that
             hold them (``"head"``), with ``*`` and ``?`` if wanted. They stay private to a client.
         private_layers: whether layers outside the shared blocks are adapted too, conventionally.
@@ -92,6 +95,7 @@ class CoLoRA(Exchange):
         target_modules: str | Collection[str] | None = None,
         exclude_modules: str | Collection[str] | None = None,
         blocks: str | Mapping[str, str] | None = None,
+        roles: Mapping[str, str] | None = None,
         train_also: Sequence[str] = (),
         private_layers: bool = True,
         aligned: Alignment | str | Path | None = None,
@@ -111,6 +115,7 @@ class CoLoRA(Exchange):
             target_modules=target_modules,
             exclude_modules=exclude_modules,
             blocks=dict(blocks) if isinstance(blocks, Mapping) else blocks,
+            roles=dict(roles or {}),
             private_layers=private_layers,
             dropout=dropout,
             seed=seed,
