@@ -1,0 +1,1 @@
+"""Does P transfer between real language models, and under which alignment? See README.md."""
