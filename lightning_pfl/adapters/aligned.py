@@ -1,6 +1,7 @@
 """`Alignment`: bases of several base models in one coordinate system, as `align` makes them, as files and as a report.
 
-The files are JSON and safetensors, so reading an alignment that came from elsewhere runs no code.
+The files are JSON and safetensors, so reading an alignment that came from elsewhere runs no code. What is read is
+checked before it is used.
 """
 
 from __future__ import annotations
@@ -9,17 +10,22 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lightning_pfl.adapters.fidelity import Errors, table
 from lightning_pfl.adapters.injection import config_of
+from lightning_pfl.adapters.placement import Address
 from lightning_pfl.adapters.tensors import bases_of, set_bases
 
 __all__ = ["Alignment", "Bases", "LayerFit"]
 
-_VERSION = 1
+_VERSION = 2
+_TABLE, _ABOUT, _BASES = "report.md", "alignment.json", "alignment.safetensors"
 
 Bases = tuple[Tensor, Tensor]
 """A ``[r, d_in]`` and B ``[d_out, r]`` of one layer, float32, as `set_bases` takes them."""
@@ -33,16 +39,15 @@ class LayerFit:
         model: base identity of the model.
         layer: address, ``tower/block/role``.
         tokens: how many positions the fit saw.
-        missed_A: error of the model's A x against the anchor's z, as a share of how z varies; 0 is perfect, 1 as good
-            as z's mean.
-        missed_B: error of the model's B' g against the anchor's, as a share of the latter; 1 is as good as zero.
+        before: what was missed under the bases that both models had.
+        after: what is missed under those of the alignment.
     """
 
     model: str
     layer: str
     tokens: int
-    missed_A: float
-    missed_B: float
+    before: Errors
+    after: Errors
 
 
 @final
@@ -53,7 +58,7 @@ class Alignment:
     Attributes:
         anchor: base identity of the model that the others are aligned to.
         bases: per base identity and address.
-        report: one `LayerFit` per aligned layer.
+        report: one `LayerFit` per aligned layer of every model but the anchor; `table` shows it.
         unaligned: per base identity, addresses that the anchor does not have; they keep bases of their own, so that
             their P and Q mean nothing to models of another base.
 
@@ -73,7 +78,8 @@ class Alignment:
         """Give a module with adapters the bases of its base model, in place.
 
         Raises:
-            ValueError: a base model that this alignment does not cover, or other layers or ranks than it was made for.
+            ValueError: a base model that this alignment does not cover, or other layers or another rank than it was
+                made for.
         """
         base = config_of(module).base_identity
         if base is None or base not in self.bases:
@@ -87,27 +93,58 @@ class Alignment:
                 f"The {type(module).__name__} has Co-LoRA layers that the alignment was not made for: {others[:4]}. "
                 f"It knows {sorted(known)[:4]}. Use the num_blocks, target_modules and roles that align() was run with."
             )
+        rank = config_of(module).r
+        for layer, (A, _) in self.bases[base].items():
+            if A.shape[0] != rank:
+                raise ValueError(
+                    f"This alignment was made for rank {A.shape[0]} (`{layer}`), but the adapters of the "
+                    f"{type(module).__name__} have rank {rank}. Use rank={A.shape[0]}, or align again."
+                )
         set_bases(module, self.bases[base])
 
+    def table(self) -> str:
+        """The report as a Markdown table: per model, tower, block and role what was and is missed.
+
+        Example:
+            >>> nothing = Errors(missed_A=1, missed_B=1, missed_P=1, agreement_P=0)
+            >>> perfect = Errors(missed_A=0, missed_B=0, missed_P=0, agreement_P=1)
+            >>> report = (LayerFit("tiny", "main/0/q", 100, nothing, perfect),)
+            >>> print(Alignment("small", {}, report, {}).table())
+            | model | tower | block | role | z missed | B' g missed | P missed | P agrees |
+            | --- | --- | --- | --- | --- | --- | --- | --- |
+            | tiny | main | 0 | q | 1.00 → 0.00 | 1.00 → 0.00 | 1.00 → 0.00 | 0.00 → 1.00 |
+        """
+        return table({(fit.model, fit.layer): (fit.before, fit.after) for fit in self.report})
+
     def save(self, path: str | Path) -> None:
-        """Write a folder with ``alignment.json`` (what it covers) and ``alignment.safetensors`` (the bases)."""
+        """Write a folder.
+
+        It holds ``alignment.json`` (base models, towers, blocks, roles, widths, the anchor, the report),
+        ``alignment.safetensors`` (the bases) and ``report.md`` (the report for readers).
+        """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             f"{base}|{layer}|{name}": tensor.contiguous()
             for base, layers in self.bases.items()
-            for layer, (A, B) in layers.items()
-            for name, tensor in (("A", A), ("B", B))
+            for layer, pair in layers.items()
+            for name, tensor in zip("AB", pair, strict=True)
         }
-        save_file(tensors, folder / "alignment.safetensors")
+        save_file(tensors, folder / _BASES)
         about = {
             "version": _VERSION,
             "anchor": self.anchor,
-            "layers": {base: sorted(layers) for base, layers in self.bases.items()},
-            "unaligned": {base: list(layers) for base, layers in self.unaligned.items()},
+            "models": {
+                base: {
+                    "layers": [_described(layer, *pair) for layer, pair in sorted(layers.items())],
+                    "unaligned": list(self.unaligned.get(base, ())),
+                }
+                for base, layers in self.bases.items()
+            },
             "report": [asdict(fit) for fit in self.report],
         }
-        (folder / "alignment.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        (folder / _ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        (folder / _TABLE).write_text(f"Anchor: {self.anchor}\n\n{self.table()}\n", encoding="utf-8")
 
     @staticmethod
     def load(path: str | Path) -> Alignment:
@@ -115,26 +152,69 @@ class Alignment:
 
         Raises:
             FileNotFoundError: no alignment in this folder.
-            ValueError: written by a newer version, or tensors that do not fit the description.
+            ValueError: files that are damaged, of another format, or do not belong together.
         """
         folder = Path(path)
-        about = json.loads((folder / "alignment.json").read_text(encoding="utf-8"))
-        if about["version"] != _VERSION:
-            raise ValueError(
-                f"`{folder}` holds an alignment of format {about['version']}, but this release reads {_VERSION}. Make "
-                "it again with align(), or install the release that wrote it."
+        for name in (_ABOUT, _BASES):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(
+                    f"An alignment is a folder with {_ABOUT} and {_BASES}, but `{folder}` has no {name}. Name the "
+                    "folder that Alignment.save or `lightning-pfl align --output` wrote."
+                )
+        try:
+            about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+            if about["version"] != _VERSION:
+                raise ValueError(
+                    f"`{folder}` holds an alignment of format {about['version']}, but this release reads {_VERSION}. "
+                    "Make it again with align(), or install the release that wrote it."
+                )
+            shapes = {
+                f"{base}|{_address(layer)}|{name}": shape
+                for base, model in about["models"].items()
+                for layer in model["layers"]
+                for name, shape in (("A", [layer["rank"], layer["d_in"]]), ("B", [layer["d_out"], layer["rank"]]))
+            }
+            report = tuple(
+                LayerFit(**{**fit, "before": Errors(**fit["before"]), "after": Errors(**fit["after"])})
+                for fit in about["report"]
             )
-        tensors = load_file(folder / "alignment.safetensors")
-        names = {
-            f"{base}|{layer}|{name}" for base, layers in about["layers"].items() for layer in layers for name in "AB"
-        }
-        if names != set(tensors):
+            unaligned = {base: list(model["unaligned"]) for base, model in about["models"].items()}
+            anchor = about["anchor"]
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"`{folder / _ABOUT}` is not what Alignment.save writes ({type(error).__name__}: {error}). Copy the "
+                "folder again, or make the alignment again."
+            ) from error
+        try:
+            tensors = load_file(folder / _BASES)
+        except SafetensorError as error:
+            raise ValueError(f"`{folder / _BASES}` is damaged ({error}). Copy the folder again.") from error
+        if set(shapes) != set(tensors):
             raise ValueError(
                 f"The two files in `{folder}` do not belong together: only one of them has "
-                f"{sorted(names ^ set(tensors))[:4]}. Copy both files of one alignment."
+                f"{sorted(set(shapes) ^ set(tensors))[:4]}. Copy both files of one alignment."
             )
-        bases = {
-            base: {layer: (tensors[f"{base}|{layer}|A"], tensors[f"{base}|{layer}|B"]) for layer in layers}
-            for base, layers in about["layers"].items()
-        }
-        return Alignment(about["anchor"], bases, tuple(LayerFit(**fit) for fit in about["report"]), about["unaligned"])
+        for name, shape in shapes.items():
+            if list(tensors[name].shape) != shape:
+                raise ValueError(
+                    f"The two files in `{folder}` do not belong together: `{name}` must be {shape}, but is "
+                    f"{list(tensors[name].shape)}. Copy both files of one alignment."
+                )
+            if not torch.isfinite(tensors[name]).all():
+                raise ValueError(f"`{name}` in `{folder / _BASES}` is not finite. Make the alignment again.")
+        if anchor not in unaligned:
+            raise ValueError(f"`{folder}` names the anchor `{anchor}`, but has bases of {sorted(unaligned)} only.")
+        bases: dict[str, dict[str, Bases]] = {base: {} for base in unaligned}
+        for base, model in about["models"].items():
+            for layer in map(_address, model["layers"]):
+                bases[base][layer] = (tensors[f"{base}|{layer}|A"], tensors[f"{base}|{layer}|B"])
+        return Alignment(anchor, bases, report, {base: layers for base, layers in unaligned.items() if base != anchor})
+
+
+def _described(layer: str, A: Tensor, B: Tensor) -> dict[str, object]:
+    address = Address.parse(layer)
+    return {**asdict(address), "rank": A.shape[0], "d_in": A.shape[1], "d_out": B.shape[0]}
+
+
+def _address(described: Mapping[str, Any]) -> str:
+    return str(Address(described["tower"], described["block"], described["role"]))

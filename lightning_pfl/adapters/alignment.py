@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
 from lightning_pfl.adapters.aligned import Alignment, Bases, LayerFit
-from lightning_pfl.adapters.contrasts import contrast_loss, draw_contrast, shared_words
-from lightning_pfl.adapters.gathering import LayerSums, Loss, Site, causal_lm_loss, gather
+from lightning_pfl.adapters.contrasts import contrast_loss
+from lightning_pfl.adapters.descent import GradientDescent
+from lightning_pfl.adapters.fidelity import Errors, Fidelity
+from lightning_pfl.adapters.gathering import Loss, Sink, Site, Watched, causal_lm_loss, look
 from lightning_pfl.adapters.injection import ADAPTER, adapted_layers, config_of
-from lightning_pfl.adapters.readings import Reading, TextReader
+from lightning_pfl.adapters.public_data import PublicData, Record
+from lightning_pfl.adapters.readings import Reading
 from lightning_pfl.adapters.rules import Canonical, CcaB, FitB, GradientB, LeastSquares, Rule
 from lightning_pfl.adapters.tensors import bases_of
 
@@ -28,8 +30,10 @@ __all__ = [
     "Bases",
     "Canonical",
     "CcaB",
+    "Errors",
     "FitB",
     "GradientB",
+    "GradientDescent",
     "LayerFit",
     "LeastSquares",
     "Rule",
@@ -41,11 +45,11 @@ log = logging.getLogger(__name__)
 
 def align(
     models: Mapping[str, nn.Module],
-    data: Iterable[str] | Iterable[Mapping[str, Reading]],
+    data: Iterable[str] | Iterable[Sequence[str]] | Iterable[Mapping[str, Reading]],
     *,
     anchor: str,
     tokenizers: Mapping[str, Any] | None = None,
-    rule: Rule | None = None,
+    rule: Rule[Any] | None = None,
     loss: Loss | None = None,
     held_out: int = 5,
     max_bytes: int = 2**31,
@@ -56,25 +60,28 @@ def align(
         models: per name, a model with Co-LoRA adapters (`inject`) of the same rank and number of blocks. They are left
             as they are; to use the result, hand it to ``CoLoRA(aligned=...)`` or to `set_bases`.
         data: public data: texts (then ``tokenizers`` must name one for each model), or records with a `Reading` for
-            each model. A few hundred texts do; each is read by all models.
+            each model, or lists of either; a list, a data set, a DataLoader that does not shuffle, a generator where
+            one pass is enough. A few hundred texts do; each is read by all models.
         anchor: name of the model that the others are compared with, usually the smallest.
         tokenizers: per name of a model, its tokenizer; for texts only.
         rule: how bases are chosen. None: `Canonical()`, by which the anchor gets new bases too. The paper's is
-            ``LeastSquares(CcaB(), orthonormal_only=True)``.
+            ``LeastSquares(CcaB(), orthonormal_only=True)``; for widths whose squares do not fit into memory,
+            `GradientDescent()`.
         loss: whose gradients B follows: a scalar of a model and `Reading.inputs`, summed (not averaged) over what the
             model predicts. None: for texts, how much the model prefers one word to another after the text
             (`lightning_pfl.adapters.contrasts`); for records, the cross entropy of their ``labels``.
         held_out: every how-manyth text is used to choose ridges and to measure, not to fit.
-        max_bytes: of sums held at once. Models that need more are read in several passes, for which ``data`` must be
-            something that can be iterated over again.
+        max_bytes: of what a rule holds at once (`Rule.num_bytes`). Models that need more are read in several passes,
+            for which ``data`` must be something that can be iterated over again. One layer may exceed it.
 
     Returns:
-        The alignment, with the anchor's bases in it; its `report` says per layer what is missed on held-out texts.
+        The alignment, with the anchor's bases in it; its `report` says per layer what was missed before and is missed
+        now, on the first 64 held-out records.
 
     Raises:
-        ValueError: a name without a model, ranks that differ, models without a common address, too little data, or
-            one-shot data where several passes are needed.
-        TypeError: texts without tokenizers.
+        ValueError: a name without a model, ranks that differ, models without a common address, too little data,
+            one-shot data where several passes are needed, data that differ between passes, or a convolution.
+        TypeError: texts without tokenizers, or items that are neither texts nor records.
 
     Source:
         arXiv:2506.11024, initial alignment; there the anchor's bases are random, A is fitted by gradient descent and B
@@ -85,112 +92,109 @@ def align(
         raise ValueError(f"`anchor` must name one of the models {sorted(models)}, but is `{anchor}`.")
     if held_out < 2:
         raise ValueError(f"`held_out` must be at least 2 (every how-manyth text is not fitted), but is {held_out}.")
-    sites = {name: _sites(model) for name, model in models.items()}
-    _check_ranks(sites, anchor)
+    everyone = {name: Watched(name, model, _sites(model)) for name, model in models.items()}
+    _check_ranks(everyone, anchor)
     base = _base_identities(models)
-    students = {name: (model, sites[name]) for name, model in models.items() if name != anchor}
-    shared = [layer for layer in sites[anchor] if any(layer in theirs for _, theirs in students.values())]
-    for name, (_, theirs) in students.items():
-        if not set(theirs) & set(sites[anchor]):
+    own = everyone.pop(anchor)
+    students = {name: watched.only(own.sites) for name, watched in everyone.items()}
+    if not students:
+        raise ValueError(f"Aligning needs two models at least, but there is only the anchor `{anchor}`.")
+    for name, watched in everyone.items():
+        if not students[name].sites:
             raise ValueError(
-                f"`{name}` has no layer in common with the anchor `{anchor}`: {sorted(theirs)[:4]} ... against "
-                f"{sorted(sites[anchor])[:4]} .... Adapt the same towers and roles in both (`blocks`, `roles`)."
+                f"`{name}` has no layer in common with the anchor `{anchor}`: {sorted(watched.sites)[:4]} ... against "
+                f"{sorted(own.sites)[:4]} .... Adapt the same towers and roles in both (`blocks`, `roles`)."
             )
-    bases = {
-        base[anchor]: {layer: (site.A.float().cpu(), site.B.float().cpu()) for layer, site in sites[anchor].items()}
-    }
-    bases |= {base[name]: {} for name in students}
-    report: list[LayerFit] = []
-    groups = list(_groups(shared, students, max_bytes, keeps_anchor=rule.keeps_anchor))
-    if len(groups) > 1 and iter(data) is data:
-        raise ValueError(
-            f"The sums need {len(groups)} passes over the public data within max_bytes={max_bytes}, but `data` can be "
-            "iterated over once only. Pass a list or a dataset, or raise max_bytes."
-        )
+    shared = [layer for layer in own.sites if any(layer in student.sites for student in students.values())]
+    groups = list(_groups(shared, own, students, rule, max_bytes))
+    public = PublicData(data, list(models), tokenizers, ask_for_words=loss is None, held_out=held_out)
+    public.check_passes(len(groups) * rule.passes, f"{type(rule).__name__} within max_bytes={max_bytes}")
+    loss = loss or _default_loss
+
+    before = {name: _bases(watched) for name, watched in {anchor: own, **everyone}.items()}
+    after = {name: dict(bases) for name, bases in before.items()}
+    counts: dict[tuple[str, str], int] = {}
     for layers in groups:
-        records = _records(data, tokenizers, models, ask_for_words=loss is None)
-        sums = gather(
-            (anchor, models[anchor], sites[anchor]),
-            students,
-            records,
-            loss=loss or _default_loss,
-            layers=layers,
-            held_out=held_out,
-            projected=rule.keeps_anchor,
-        )
+        sinks = _gather(own.only(layers), {n: w.only(layers) for n, w in students.items()}, public, rule, loss)
         for layer in layers:
-            having = {name: of_layers[layer] for name, of_layers in sums.items() if layer in of_layers}
-            _check_enough(having, layer)
-            fitted = rule.fit(having, sites[anchor][layer], {name: sites[name][layer] for name in having})
-            bases[base[anchor]][layer] = fitted.anchor
-            for name, found in having.items():
-                bases[base[name]][layer] = fitted.students[name]
-                fit = LayerFit(base[name], layer, found.inputs.count, *fitted.missed[name])
-                report.append(fit)
-                log.info(
-                    "%s %s: A misses %.3f, B misses %.3f of the anchor's.", name, layer, fit.missed_A, fit.missed_B
-                )
-    unaligned = {base[name]: sorted(set(theirs) - set(sites[anchor])) for name, (_, theirs) in students.items()}
-    for name, layers in unaligned.items():
+            having = {name: of_layers[layer] for name, of_layers in sinks.items() if layer in of_layers}
+            fitted = rule.fit(having, own.sites[layer], {name: students[name].sites[layer] for name in having})
+            after[anchor][layer] = fitted.anchor
+            for name, sink in having.items():
+                after[name][layer] = fitted.students[name]
+                counts[name, layer] = sink.count
+    measured = _measure(own.only(shared), students, public.kept, (before, after), loss)
+    report = tuple(
+        LayerFit(base[name], layer, counts[name, layer], *errors) for (name, layer), errors in measured.items()
+    )
+    for fit in report:
+        log.info("%s %s: before %s, after %s.", fit.model, fit.layer, fit.before, fit.after)
+    unaligned = {base[name]: sorted(set(watched.sites) - set(own.sites)) for name, watched in everyone.items()}
+    for identity, layers in unaligned.items():
         if layers:
-            log.warning("`%s` has layers that the anchor lacks; they keep bases of their own: %s.", name, layers)
-    return Alignment(base[anchor], bases, tuple(report), unaligned)
+            log.warning("`%s` has layers that the anchor lacks; they keep bases of their own: %s.", identity, layers)
+    covered = {
+        base[name]: {layer: pair for layer, pair in bases.items() if layer in own.sites} for name, bases in after.items()
+    }
+    return Alignment(base[anchor], covered, report, unaligned)
 
 
-def _check_enough(sums: Mapping[str, LayerSums], layer: str) -> None:
-    for found in sums.values():
-        if found.held_out_inputs.count < 2:
-            raise ValueError(
-                f"Too little public data for layer `{layer}`: no held-out text has a position that both models have "
-                "read. Give more texts, or check that both models read the same ones."
-            )
+def _gather(
+    anchor: Watched, students: Mapping[str, Watched], public: PublicData, rule: Rule[Any], loss: Loss
+) -> dict[str, dict[str, Sink]]:
+    """Let a rule keep what it wants of all public data, per student and layer."""
+    sinks: dict[str, dict[str, Sink]] = {
+        name: {layer: rule.sink(anchor.sites[layer], site) for layer, site in student.sites.items()}
+        for name, student in students.items()
+    }
+    for _ in range(rule.passes):
+        held_out = dict.fromkeys(((n, layer) for n, of_layers in sinks.items() for layer in of_layers), 0)
+        for record, is_held_out in public.records():
+            for name, layer, seen in look(anchor, students, record, loss=loss):
+                sinks[name][layer].add(seen, is_held_out=is_held_out)
+                held_out[name, layer] += is_held_out * len(seen.places)
+        for (_, layer), count in held_out.items():
+            if count < 2:
+                raise ValueError(
+                    f"Too little public data for layer `{layer}`: no held-out text has a position that both models "
+                    "have read. Give more texts, or check that both models read the same ones."
+                )
+    return sinks
+
+
+def _measure(
+    anchor: Watched,
+    students: Mapping[str, Watched],
+    records: Sequence[Record],
+    bases: Sequence[Mapping[str, Mapping[str, Bases]]],
+    loss: Loss,
+) -> dict[tuple[str, str], tuple[Errors, ...]]:
+    """What is missed under several sets of bases, by student and layer."""
+    found = {
+        (name, layer): [Fidelity(of[name][layer], of[anchor.name][layer]) for of in bases]
+        for name, student in students.items()
+        for layer in student.sites
+    }
+    for record in records:
+        for name, layer, seen in look(anchor, students, record, loss=loss):
+            for fidelity in found[name, layer]:
+                fidelity.add(seen)
+    return {key: tuple(fidelity.errors() for fidelity in held) for key, held in found.items()}
 
 
 def _default_loss(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     return contrast_loss(model, inputs) if "contrast" in inputs else causal_lm_loss(model, inputs)
 
 
-def _records(
-    data: Iterable[str] | Iterable[Mapping[str, Reading]],
-    tokenizers: Mapping[str, Any] | None,
-    models: Mapping[str, nn.Module],
-    *,
-    ask_for_words: bool,
-) -> Iterator[Mapping[str, Reading]]:
-    words: dict[str, Tensor] = {}
-    for index, item in enumerate(data):
-        if not isinstance(item, str):
-            yield cast(Mapping[str, Reading], item)
-            continue
-        if missing := sorted(set(models) - set(tokenizers or {})):
-            raise TypeError(
-                f"Public data that is text needs a tokenizer for each model, but there is none for {missing}. Pass "
-                "tokenizers={name: tokenizer}, or give records of one Reading per model instead of texts."
-            )
-        assert tokenizers is not None
-        record = {name: TextReader(tokenizers[name])([item]) for name in models}
-        if ask_for_words:
-            words = words or shared_words({name: tokenizers[name] for name in models})
-            for name, contrast in draw_contrast(words, index).items():
-                record[name] = replace(record[name], inputs={**record[name].inputs, "contrast": contrast})
-        yield record
-
-
 def _groups(
-    layers: Sequence[str],
-    students: Mapping[str, tuple[nn.Module, Mapping[str, Site]]],
-    max_bytes: int,
-    *,
-    keeps_anchor: bool,
+    layers: Sequence[str], anchor: Watched, students: Mapping[str, Watched], rule: Rule[Any], max_bytes: int
 ) -> Iterator[list[str]]:
-    """Layers whose sums fit into memory together."""
+    """Layers that fit into memory together."""
     group: list[str] = []
     used = 0
     for layer in layers:
-        sites = [sites[layer] for _, sites in students.values() if layer in sites]
-        size = sum(2 * 8 * (site.A.shape[1] ** 2 + site.B.shape[0] ** 2) for site in sites)
-        if not keeps_anchor:  # the anchor's whole vectors: sums of about three times the size
-            size *= 3
+        sites = [student.sites[layer] for student in students.values() if layer in student.sites]
+        size = sum(rule.num_bytes(anchor.sites[layer], site) for site in sites)
         if group and used + size > max_bytes:
             yield group
             group, used = [], 0
@@ -198,6 +202,10 @@ def _groups(
         used += size
     if group:
         yield group
+
+
+def _bases(watched: Watched) -> dict[str, Bases]:
+    return {layer: (site.A.float().cpu(), site.B.float().cpu()) for layer, site in watched.sites.items()}
 
 
 def _sites(model: nn.Module) -> dict[str, Site]:
@@ -226,10 +234,10 @@ def _base_identities(models: Mapping[str, nn.Module]) -> dict[str, str]:
     return base
 
 
-def _check_ranks(sites: Mapping[str, Mapping[str, Site]], anchor: str) -> None:
-    rank = next(iter(sites[anchor].values())).A.shape[0]
-    for name, theirs in sites.items():
-        for layer, site in theirs.items():
+def _check_ranks(everyone: Mapping[str, Watched], anchor: str) -> None:
+    rank = next(iter(everyone[anchor].sites.values())).A.shape[0]
+    for name, watched in everyone.items():
+        for layer, site in watched.sites.items():
             if site.A.shape[0] != rank:
                 raise ValueError(
                     f"All models must have one rank, but `{anchor}` has {rank} and `{name}` has {site.A.shape[0]} in "

@@ -1,24 +1,25 @@
-"""Run two models over public data and sum up what aligning one to the other needs.
+"""Run models over public data and look at what their adapted layers do.
 
-Start at `gather`. It looks at the inputs of the adapted layers and at the loss gradients at their outputs, keeps
-neither, and leaves the models as they were.
+Start at `look`. It shows one record to all models and yields, layer by layer, the inputs and the loss gradients at the
+outputs that a student and the anchor have at the same places. It keeps nothing and leaves the models as they were; what
+is kept of it is a rule's business, in a `Sink`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_pfl.adapters.readings import Reading, match
-from lightning_pfl.functional.alignment import PairedSums
 
-__all__ = ["LayerSums", "Site", "causal_lm_loss", "gather"]
+__all__ = ["Loss", "Seen", "Sink", "Site", "Watched", "causal_lm_loss", "look"]
 
 Loss = Callable[[nn.Module, Mapping[str, Any]], Tensor]
 
@@ -31,63 +32,86 @@ class Site:
         base: the layer under the adapter; it is watched, so that the adapter itself plays no part.
         A: the frozen down projection, ``[r, d_in]``.
         B: the frozen up projection, ``[d_out, r]``.
+
+    Raises:
+        ValueError: a convolution.
     """
 
     base: nn.Module
     A: Tensor
     B: Tensor
 
+    def __post_init__(self) -> None:
+        if isinstance(self.base, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            raise ValueError(
+                f"align() reads layers that see one vector per position, but {self.base} slides over its input. "
+                "Leave convolutions out (`target_modules`, `exclude_modules`), or share them between models of one "
+                "architecture only, which need no alignment."
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """d_in, d_out, r."""
+        return self.A.shape[1], self.B.shape[0], self.A.shape[0]
+
 
 @dataclass(frozen=True, eq=False)
-class LayerSums:
-    """What one layer of a student has in common with the anchor's layer of the same address.
+class Watched:
+    """A model and those of its layers that are looked at.
 
     Attributes:
-        inputs: the student's inputs ``[d_in]`` and the anchor's z = A x ``[r]``; its whole inputs if not projected.
-        gradients: the student's gradients at the output ``[d_out]`` and the anchor's B' g ``[r]``; its whole gradients
-            if not projected.
-        held_out_inputs: as `inputs`, over other records.
-        held_out_gradients: as `gradients`, over other records.
-        raw: the student's and the anchor's inputs before anything was taken off; only their means are read.
+        name: of the model.
+        model: left as it is.
+        sites: by address.
     """
 
-    inputs: PairedSums
-    gradients: PairedSums
-    held_out_inputs: PairedSums
-    held_out_gradients: PairedSums
-    raw: Means
+    name: str
+    model: nn.Module
+    sites: Mapping[str, Site]
 
-    @property
-    def mean(self) -> Tensor:
-        """The student's mean input, ``[d_in]``."""
-        return self.raw.x / max(self.raw.count, 1)
-
-    @property
-    def anchor_mean(self) -> Tensor:
-        """The anchor's mean input, ``[d_in of the anchor]``."""
-        return self.raw.z / max(self.raw.count, 1)
+    def only(self, layers: Collection[str]) -> Watched:
+        """The same model with fewer layers."""
+        return Watched(self.name, self.model, {layer: site for layer, site in self.sites.items() if layer in layers})
 
 
-@final
-class Means:
-    """Running sums of paired vectors.
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What one layer of a student and the anchor's layer of the same address did at the places that both have read.
 
-    Args:
-        num_inputs: length of the student's.
-        num_targets: length of the anchor's.
-        device: where the sums live.
+    Row by row the same place. Vectors are at least float32.
+
+    Attributes:
+        inputs: of the student's layer, ``[n, d_in]``.
+        anchor_inputs: of the anchor's, ``[n, d_in of the anchor]``.
+        gradients: of the loss at the output of the student's layer, ``[n, d_out]``, summed over the positions that lead
+            up to a place.
+        anchor_gradients: of the anchor's, ``[n, d_out of the anchor]``.
+        places: ``[n]``.
     """
 
-    def __init__(self, num_inputs: int, num_targets: int, *, device: torch.device | str | None = None) -> None:
-        self.count = 0
-        self.x = torch.zeros(num_inputs, dtype=torch.float64, device=device)
-        self.z = torch.zeros(num_targets, dtype=torch.float64, device=device)
+    inputs: Tensor
+    anchor_inputs: Tensor
+    gradients: Tensor
+    anchor_gradients: Tensor
+    places: Tensor
 
-    def add(self, x: Tensor, z: Tensor) -> None:
-        """Add rows."""
-        self.count += len(x)
-        self.x += x.to(self.x).sum(0)
-        self.z += z.to(self.z).sum(0)
+
+class Sink(ABC):
+    """What a rule keeps of everything that is seen of one layer of one student."""
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """How many places the fit has seen."""
+
+    @abstractmethod
+    def add(self, seen: Seen, *, is_held_out: bool) -> None:
+        """Take in one record.
+
+        Args:
+            seen: of the record.
+            is_held_out: whether it serves to measure and not to fit.
+        """
 
 
 def causal_lm_loss(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
@@ -112,96 +136,49 @@ def causal_lm_loss(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=-100, reduction="sum")
 
 
-def gather(
-    anchor: tuple[str, nn.Module, Mapping[str, Site]],
-    students: Mapping[str, tuple[nn.Module, Mapping[str, Site]]],
-    records: Iterable[Mapping[str, Reading]],
-    *,
-    loss: Loss,
-    layers: Collection[str],
-    held_out: int,
-    projected: bool = True,
-) -> dict[str, dict[str, LayerSums]]:
-    """Sum over public data, one record at a time.
+def look(
+    anchor: Watched, students: Mapping[str, Watched], record: Mapping[str, Reading], *, loss: Loss
+) -> Iterator[tuple[str, str, Seen]]:
+    """Show one record to all models.
 
     Args:
-        anchor: its name, its model, and its sites by address.
-        students: per name, the model and its sites by address.
-        records: per record, each model's `Reading`, by name.
+        anchor: the anchor.
+        students: by name.
+        record: each model's `Reading`, by name.
         loss: of a model and a reading's inputs, summed over what is predicted.
-        layers: addresses to look at in this pass; memory is O(d^2) for each.
-        held_out: every how-manyth record goes to the held-out sums.
-        projected: sum the anchor's z and B' g. False: its whole vectors; and of the inputs, only what varies between
-            the rows of a record at one place (what the picture changes, not which question was asked or how far it
-            was read), at places on which the loss of both models depends.
 
-    Returns:
-        Per student and address, its sums.
+    Yields:
+        Name of a student, address of a layer that it shares with the anchor, and what was seen there.
 
     Raises:
-        ValueError: a record without a reading for a model, or a layer that does not see one vector per place.
+        ValueError: a reading is missing, or a layer does not see one vector per place.
     """
-    name_of_anchor, anchor_model, anchor_sites = anchor
-    wanted = {name: [layer for layer in layers if layer in sites] for name, (_, sites) in students.items()}
-    sums = {
-        name: {layer: _empty(students[name][1][layer], anchor_sites[layer], projected) for layer in wanted[name]}
-        for name in students
-    }
-    anchor_layers = {layer: anchor_sites[layer] for layer in layers if layer in anchor_sites}
-    for index, record in enumerate(records):
-        if missing := {name_of_anchor, *students} - set(record):
-            raise ValueError(f"Record {index} of the public data has no reading for {sorted(missing)}.")
-        reading = record[name_of_anchor]
-        seen = _watch(name_of_anchor, anchor_model, anchor_layers, reading, loss)
-        z = {
-            layer: (x @ anchor_sites[layer].A.T.to(x), g @ anchor_sites[layer].B.to(g)) if projected else (x, g)
-            for layer, (x, g) in seen.items()
-        }
-        for name, (model, sites) in students.items():
-            ours, theirs = match(record[name].places.cpu(), reading.places.cpu())
-            if not len(ours.last):
-                continue
-            seen = _watch(name, model, {layer: sites[layer] for layer in wanted[name]}, record[name], loss)
-            for layer, (x, g) in seen.items():
-                into = sums[name][layer]
-                is_held_out = index % held_out == held_out - 1
-                inputs, gradients = (
-                    (into.held_out_inputs, into.held_out_gradients) if is_held_out else (into.inputs, into.gradients)
-                )
-                read = (ours.states(x), theirs.states(z[layer][0]).to(x.device))
-                effects = (ours.effects(g), theirs.effects(z[layer][1]).to(g.device))
-                gradients.add(*effects)
-                if not projected:
-                    counted = effects[0].any(1) & effects[1].any(1)
-                    read = (read[0][counted], read[1][counted])
-                    if not is_held_out:
-                        into.raw.add(*read)
-                    places = reading.places.flatten()[theirs.last].to(x.device)[counted]
-                    read = (_within(read[0], places), _within(read[1], places))
-                inputs.add(*read)
-    return sums
+    if missing := {anchor.name, *students} - set(record):
+        raise ValueError(f"A record of the public data has no reading for {sorted(missing)}, only for {sorted(record)}.")
+    reading = record[anchor.name]
+    theirs_seen = _watch(anchor, reading, loss)
+    for name, student in students.items():
+        ours, theirs = match(record[name].places.cpu(), reading.places.cpu())
+        if not len(ours.last) or not student.sites:
+            continue
+        for layer, (x, g) in _watch(student, record[name], loss).items():
+            anchor_x, anchor_g = theirs_seen[layer]
+            yield (
+                name,
+                layer,
+                Seen(
+                    inputs=ours.states(x),
+                    anchor_inputs=theirs.states(anchor_x).to(x.device),
+                    gradients=ours.effects(g),
+                    anchor_gradients=theirs.effects(anchor_g).to(g.device),
+                    places=reading.places.flatten().to(x.device)[theirs.last.to(x.device)],
+                ),
+            )
 
 
-def _empty(site: Site, anchor: Site, projected: bool) -> LayerSums:
-    (rank, d_in), d_out, device = site.A.shape, site.B.shape[0], site.A.device
-    reads, steps = (rank, rank) if projected else (anchor.A.shape[1], anchor.B.shape[0])
-    sizes = ((d_in, reads), (d_out, steps), (d_in, reads), (d_out, steps))
-    sums = [PairedSums(own, other, device=device) for own, other in sizes]
-    return LayerSums(sums[0], sums[1], sums[2], sums[3], Means(d_in, reads, device=device))
-
-
-def _within(values: Tensor, places: Tensor) -> Tensor:
-    """Deviations from the mean over a record's rows at one place; where only one row has the place, the row itself."""
-    _, group, sizes = places.unique(return_inverse=True, return_counts=True)
-    means = values.new_zeros(len(sizes), values.shape[1]).index_add_(0, group, values) / sizes[:, None]
-    deviations = (values - means[group]) * (sizes / (sizes - 1).clamp_min(1)).sqrt()[group, None].to(values)
-    return torch.where((sizes[group] > 1)[:, None], deviations, values)
-
-
-def _watch(
-    name: str, model: nn.Module, sites: Mapping[str, Site], reading: Reading, loss: Loss
-) -> dict[str, tuple[Tensor, Tensor]]:
+def _watch(watched: Watched, reading: Reading, loss: Loss) -> dict[str, tuple[Tensor, Tensor]]:
     """Per layer, its inputs and the loss gradients at its outputs, ``[batch, positions, d]`` in at least float32."""
+    name, model, sites = watched.name, watched.model, watched.sites
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
     device = next(iter(sites.values())).A.device

@@ -1,7 +1,7 @@
 """How bases are chosen from what models have in common: `Canonical`, the default, and `LeastSquares`, the paper's way.
 
-A `Rule` sees one layer at a time: sums over public data for every student that has it, and the bases that the models
-had before. `align` does the rest.
+A `Rule` sees one layer at a time: what it chose to keep of public data for every student that has the layer, and the
+bases that the models had before. `align` does the rest.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import final
+from typing import Generic, TypeVar, final
 
 import torch
 from torch import Tensor
 
 from lightning_pfl.adapters.aligned import Bases
-from lightning_pfl.adapters.gathering import LayerSums, Site
-from lightning_pfl.functional.alignment import choose_ridge, fit_A, fit_B_from_gradients, rotate_B_by_cca, unexplained
+from lightning_pfl.adapters.gathering import Sink, Site
+from lightning_pfl.adapters.layer_sums import LayerSums, ProjectedSums
+from lightning_pfl.functional.alignment import choose_ridge, fit_A, fit_B_from_gradients, rotate_B_by_cca
 from lightning_pfl.functional.canonical import agreement, common_directions
 
 __all__ = ["Canonical", "CcaB", "FitB", "Fitted", "GradientB", "LeastSquares", "Rule"]
+
+S = TypeVar("S", bound=Sink)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,28 +32,39 @@ class Fitted:
     Attributes:
         anchor: the anchor's, changed or not.
         students: by name.
-        missed: by name of a student, which share of the anchor's z and of its B' g it misses on held-out data.
     """
 
     anchor: Bases
     students: Mapping[str, Bases]
-    missed: Mapping[str, tuple[float, float]]
 
 
-class Rule(ABC):
+class Rule(ABC, Generic[S]):
     """A way to choose the bases of one layer in all models."""
 
     @property
     @abstractmethod
-    def keeps_anchor(self) -> bool:
-        """Whether the anchor keeps its bases; sums then hold its z and B' g instead of its longer vectors."""
+    def passes(self) -> int:
+        """How often the public data is read."""
 
     @abstractmethod
-    def fit(self, sums: Mapping[str, LayerSums], anchor: Site, students: Mapping[str, Site]) -> Fitted:
+    def sink(self, anchor: Site, student: Site) -> S:
+        """What is kept of the data for one layer of one student.
+
+        Args:
+            anchor: the anchor's layer with the bases it had before.
+            student: the student's, likewise.
+        """
+
+    @abstractmethod
+    def num_bytes(self, anchor: Site, student: Site) -> int:
+        """About how much memory the sink of one layer of one student takes."""
+
+    @abstractmethod
+    def fit(self, sinks: Mapping[str, S], anchor: Site, students: Mapping[str, Site]) -> Fitted:
         """Choose the bases of one layer.
 
         Args:
-            sums: per student, what the layer has in common with the anchor's.
+            sinks: per student, what was kept.
             anchor: the layer with the bases it had before.
             students: likewise, by name.
         """
@@ -58,7 +72,7 @@ class Rule(ABC):
 
 @final
 @dataclass(frozen=True)
-class Canonical(Rule):
+class Canonical(Rule[LayerSums]):
     """Directions that the models have in common, turned down by how little they agree on data that was not fitted.
 
     A comes from the inputs of the layer, blind to their mean (which differs between models and is larger than what
@@ -76,21 +90,29 @@ class Canonical(Rule):
         Ours, on Hotelling's canonical correlations (`lightning_pfl.functional.canonical`); the paper fits to an anchor.
 
     Example:
-        >>> Canonical().keeps_anchor, LeastSquares().keeps_anchor
-        (False, True)
+        >>> Canonical(power=0).passes  # nothing is turned down
+        1
     """
 
     power: float = 2.0
     ridge: float = 0.1
 
     @property
-    def keeps_anchor(self) -> bool:
-        """No."""
-        return False
+    def passes(self) -> int:
+        """Once."""
+        return 1
 
-    def fit(self, sums: Mapping[str, LayerSums], anchor: Site, students: Mapping[str, Site]) -> Fitted:
+    def sink(self, anchor: Site, student: Site) -> LayerSums:
+        """Sums of whole vectors, O(d^2)."""
+        return LayerSums(anchor, student)
+
+    def num_bytes(self, anchor: Site, student: Site) -> int:
+        """Of the sums."""
+        return LayerSums.num_bytes(anchor, student)
+
+    def fit(self, sinks: Mapping[str, LayerSums], anchor: Site, students: Mapping[str, Site]) -> Fitted:
         """Canonical directions of inputs and of gradients."""
-        rank, names = anchor.A.shape[0], list(sums)
+        rank, names, sums = anchor.A.shape[0], list(sinks), sinks
         found = common_directions(
             [sums[name].inputs for name in names],
             rank,
@@ -112,10 +134,6 @@ class Canonical(Rule):
             students={
                 name: _bases(found.students[i], steps.students[i], scale_A, scale_B) for i, name in enumerate(names)
             },
-            missed={
-                name: (float((1 - read[i].clamp_min(0) ** 2).mean()), float((1 - done[i].clamp_min(0) ** 2).mean()))
-                for i, name in enumerate(names)
-            },
         )
 
 
@@ -123,7 +141,7 @@ class FitB(ABC):
     """A way to choose a student's B when the anchor's stays."""
 
     @abstractmethod
-    def fit(self, sums: LayerSums, site: Site, A: Tensor) -> Tensor:
+    def fit(self, sums: ProjectedSums, site: Site, A: Tensor) -> Tensor:
         """Choose B of one layer.
 
         Args:
@@ -141,7 +159,7 @@ class FitB(ABC):
 class GradientB(FitB):
     """A step along a coordinate changes the student's loss as it changes the anchor's (`fit_B_from_gradients`)."""
 
-    def fit(self, sums: LayerSums, site: Site, A: Tensor) -> Tensor:
+    def fit(self, sums: ProjectedSums, site: Site, A: Tensor) -> Tensor:
         """Least squares on loss gradients, the ridge chosen on held-out ones."""
         ridge = choose_ridge(sums.gradients, sums.held_out_gradients)
         return fit_B_from_gradients(sums.gradients, ridge=ridge)
@@ -158,14 +176,14 @@ class CcaB(FitB):
 
     gamma: float = 1e-4
 
-    def fit(self, sums: LayerSums, site: Site, A: Tensor) -> Tensor:
+    def fit(self, sums: ProjectedSums, site: Site, A: Tensor) -> Tensor:
         """Rotate the B that the student had."""
         return rotate_B_by_cca(site.B, A, sums.inputs, gamma=self.gamma)
 
 
 @final
 @dataclass(frozen=True)
-class LeastSquares(Rule):
+class LeastSquares(Rule[ProjectedSums]):
     """The anchor keeps its random bases; a student's A x follows the anchor's z as closely as it can.
 
     Args:
@@ -184,23 +202,27 @@ class LeastSquares(Rule):
     orthonormal_only: bool = False
 
     @property
-    def keeps_anchor(self) -> bool:
-        """Yes."""
-        return True
+    def passes(self) -> int:
+        """Once."""
+        return 1
 
-    def fit(self, sums: Mapping[str, LayerSums], anchor: Site, students: Mapping[str, Site]) -> Fitted:
+    def sink(self, anchor: Site, student: Site) -> ProjectedSums:
+        """Sums of the student's vectors and the anchor's in rank space, O(d^2 + d r)."""
+        return ProjectedSums(anchor, student)
+
+    def num_bytes(self, anchor: Site, student: Site) -> int:
+        """Of the sums."""
+        return ProjectedSums.num_bytes(anchor, student)
+
+    def fit(self, sinks: Mapping[str, ProjectedSums], anchor: Site, students: Mapping[str, Site]) -> Fitted:
         """Least squares, student by student."""
-        fitted, missed = {}, {}
-        for name, found in sums.items():
+        fitted = {}
+        for name, found in sinks.items():
             ridge = choose_ridge(found.inputs, found.held_out_inputs)
             A = fit_A(found.inputs, ridge=ridge, orthonormal_only=self.orthonormal_only).A
             B = self.B.fit(found, students[name], A)
             fitted[name] = (A.float().cpu(), B.float().cpu())
-            missed[name] = (
-                unexplained(A, found.held_out_inputs),
-                unexplained(B.T, found.held_out_gradients, of_variation=False),
-            )
-        return Fitted((anchor.A.float().cpu(), anchor.B.float().cpu()), fitted, missed)
+        return Fitted((anchor.A.float().cpu(), anchor.B.float().cpu()), fitted)
 
 
 def _bases(A: Tensor, B: Tensor, scale_A: Tensor, scale_B: Tensor) -> Bases:

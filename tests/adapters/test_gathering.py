@@ -10,7 +10,8 @@ from torch import nn
 
 from lightning_pfl.adapters import inject
 from lightning_pfl.adapters.alignment import LeastSquares, _sites, align
-from lightning_pfl.adapters.gathering import Site, causal_lm_loss, gather
+from lightning_pfl.adapters.gathering import Site, Watched, causal_lm_loss, look
+from lightning_pfl.adapters.layer_sums import LayerSums, ProjectedSums
 from lightning_pfl.adapters.readings import Reading
 from lightning_pfl.functional.alignment import unexplained
 from tests.adapters.test_alignment import TinyLM, config, pair, readings
@@ -21,6 +22,17 @@ LAYER = "main/0/fc1"
 def site(model: TinyLM, rank: int = 3) -> Site:
     fc1 = model.blocks[0].fc1
     return Site(fc1, torch.randn(rank, fc1.in_features), torch.randn(fc1.out_features, rank))
+
+
+def gather(anchor, students, records, *, layers, held_out, sink=ProjectedSums):
+    """Sums of all records, every so-manyth held out."""
+    own = Watched(*anchor).only(layers)
+    watched = {name: Watched(name, *student).only(layers) for name, student in students.items()}
+    sums = {n: {layer: sink(own.sites[layer], site) for layer, site in w.sites.items()} for n, w in watched.items()}
+    for index, record in enumerate(records):
+        for name, layer, seen in look(own, watched, record, loss=causal_lm_loss):
+            sums[name][layer].add(seen, is_held_out=index % held_out == held_out - 1)
+    return sums
 
 
 def test_sums_are_of_the_layers_inputs_and_of_the_loss_gradients_at_its_outputs():
@@ -43,7 +55,6 @@ def test_sums_are_of_the_layers_inputs_and_of_the_loss_gradients_at_its_outputs(
         ("anchor", anchor, {LAYER: at}),
         {"student": (student, {LAYER: to})},
         [record],
-        loss=causal_lm_loss,
         layers=[LAYER],
         held_out=2,
     )["student"][LAYER]
@@ -70,18 +81,17 @@ def test_every_fifth_record_is_held_out_and_reported_on():
         ("small", models["small"], sites["small"]),
         {"large": (models["large"], sites["large"])},
         readings(),
-        loss=causal_lm_loss,
         layers=[layer],
         held_out=5,
     )["large"][layer]
 
     assert (sums.inputs.count, sums.held_out_inputs.count) == (32 * 24, 8 * 24)
     A, B = sites["large"][layer].A, sites["large"][layer].B
-    assert alignment.report[0].missed_A == pytest.approx(unexplained(A, sums.held_out_inputs), rel=1e-4)
-    assert alignment.report[0].missed_B == pytest.approx(
+    assert alignment.report[0].after.missed_A == pytest.approx(unexplained(A, sums.held_out_inputs), rel=1e-4)
+    assert alignment.report[0].after.missed_B == pytest.approx(
         unexplained(B.T, sums.held_out_gradients, of_variation=False), rel=1e-4
     )
-    assert alignment.report[0].missed_B != pytest.approx(unexplained(B.T, sums.gradients, of_variation=False), rel=1e-4)
+    assert alignment.report[0].after.missed_B != pytest.approx(unexplained(B.T, sums.gradients, of_variation=False), rel=1e-4)
 
 
 def test_dropout_is_off_while_models_are_watched():
@@ -99,7 +109,6 @@ def test_dropout_is_off_while_models_are_watched():
         ("a", model, {LAYER: site(model)}),
         {"b": (other, {LAYER: site(other)})},
         readings(("a", "b"), count=1),
-        loss=causal_lm_loss,
         layers=[LAYER],
         held_out=2,
     )
@@ -120,7 +129,6 @@ def test_work_in_place_behind_a_layer_does_not_spoil_its_gradient():
         ("a", anchor, {LAYER: at}),
         {"b": (student, {LAYER: to})},
         readings(("a", "b"), count=1),
-        loss=causal_lm_loss,
         layers=[LAYER],
         held_out=2,
     )["b"][LAYER]
@@ -141,10 +149,9 @@ def unprojected(records, layers):
         ("small", models["small"], sites["small"]),
         {"large": (models["large"], sites["large"])},
         records,
-        loss=causal_lm_loss,
         layers=layers,
         held_out=5,
-        projected=False,
+        sink=LayerSums,
     )
     return found["large"], sites
 
@@ -154,7 +161,7 @@ def test_only_places_count_on_which_the_loss_depends():
     layer = "main/1/fc2"
     found, sites = unprojected(readings(count=5), [layer])
     assert (found[layer].inputs.count, found[layer].held_out_inputs.count) == (4 * 2 * 11, 2 * 11)
-    assert found[layer].raw.count == 4 * 2 * 11
+    assert found[layer]._num_raw == 4 * 2 * 11
     assert found[layer].inputs.z.shape == (sites["small"][layer].A.shape[1],)
 
 
