@@ -6,10 +6,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from lightning_pfl.__about__ import __version__
 
-__all__ = ["demo", "main"]
+__all__ = ["align", "demo", "main"]
 
 
 def demo(*, quick: bool = False, output: Path = Path("demo-output"), seed: int = 0, actors: int = 2) -> None:
@@ -50,6 +51,52 @@ def demo(*, quick: bool = False, output: Path = Path("demo-output"), seed: int =
     step("done")
 
 
+def align(
+    *,
+    models: list[str],
+    data: list[str],
+    output: Path,
+    anchor: str | None = None,
+    rank: int = 16,
+    num_blocks: int = 4,
+    target_modules: list[str] | None = None,
+    rule: Literal["canonical", "least-squares", "paper", "descent"] = "canonical",
+    field: str = "text",
+    max_texts: int | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Make P and Q of one language model mean the same in others: fit their frozen bases on public texts.
+
+    Args:
+        models: folders or hub ids of causal language models, e.g. '[path/a, path/b]'.
+        data: files of public texts, any fsspec path: .jsonl, or a text per line.
+        output: folder to write.
+        anchor: the model that the others are aligned to; the first by default. Take the smallest.
+        rank: of the adapters.
+        num_blocks: of the adapters.
+        target_modules: names of the layers that are adapted; all linear layers of a block by default.
+        rule: how bases are chosen.
+        field: which field of a .jsonl holds the text.
+        max_texts: read no more than so many.
+        dtype: of the weights.
+        seed: of the bases before they are aligned; the same as in CoLoRA.
+        overwrite: an alignment that is in the folder already.
+    """
+    from rich.console import Console
+
+    from lightning_pfl.commands.align import Request, align_language_models
+
+    try:
+        request = Request(
+            models, data, output, anchor, rank, num_blocks, target_modules, rule, field, max_texts, dtype, seed, overwrite
+        )
+        align_language_models(request, Console())
+    except (ValueError, OSError) as error:
+        sys.exit(f"lightning-pfl align: {error}")
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
     try:
@@ -71,6 +118,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 _COMMANDS: Mapping[Callable[..., None], Mapping[str, str]] = {
     demo: {"quick": "Tiny models and drawn shapes instead; nothing is downloaded."},
+    align: {"overwrite": "Replace an alignment that is in the folder already."},
 }
 """Per command, which of its arguments are flags, with their help."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import asdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def main() -> None:
             if FORMS[form] is not None:
                 rule, ask = FORMS[form]
                 alignment = _aligned(models, words, plan.public, rule, ask)
-                report = [vars(fit) for fit in alignment.report]
+                report = [asdict(fit) for fit in alignment.report]
                 for model in models.values():
                     alignment.apply(model.tail)
             aligned = time.process_time()

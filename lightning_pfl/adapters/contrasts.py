@@ -3,17 +3,20 @@
 Start at `contrast_loss`. Aligning B needs gradients of the same thing in both models. The loss of the text itself asks
 for the tokens that occur in it, which are few (public captions use some hundreds, fewer than a model is wide) and cut
 differently; a contrast of two words that are one token in every vocabulary asks for thousands, and for the same ones.
+It is asked behind every word of a text, not only behind the last: in the last block of a model that is the only way in
+which one text says more than one thing about o, gate, up and down (`benchmarks/alignment_transfer`).
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["contrast_loss", "draw_contrast", "shared_words"]
+__all__ = ["contrast_loss", "draw_contrast", "places_to_ask", "shared_words"]
 
 _STARTS = ("\u2581", "\u0120")  # how SentencePiece and byte-level BPE mark a token that begins a word
 
@@ -49,32 +52,58 @@ def shared_words(tokenizers: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: torch.tensor([words[word] for word in common]) for name, words in known.items()}
 
 
-def draw_contrast(words: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
-    """Two different words for one text, the same for all models and in every pass.
+def draw_contrast(words: Mapping[str, Tensor], index: int, num_pairs: int = 1) -> dict[str, Tensor]:
+    """Pairs of two different words for one text, the same for all models and in every pass.
 
     Args:
         words: from `shared_words`.
         index: of the text.
+        num_pairs: how many pairs.
 
     Returns:
-        Per model, the tokens of the two words, int64 of shape ``[1, 2]``.
+        Per model, the tokens of the words, int64 of shape ``[num_pairs, 2]``.
     """
-    count = len(next(iter(words.values())))
-    pair = torch.randperm(count, generator=torch.Generator().manual_seed(index))[:2]
-    return {name: tokens[pair][None] for name, tokens in words.items()}
+    count, generator = len(next(iter(words.values()))), torch.Generator().manual_seed(index)
+    pairs = torch.stack([torch.randperm(count, generator=generator)[:2] for _ in range(num_pairs)])
+    return {name: tokens[pairs] for name, tokens in words.items()}
+
+
+def places_to_ask(text: str, places: Mapping[str, Tensor]) -> list[int]:
+    """Where a word ends in the text as every model reads it; where none does, the last place that all have read up to.
+
+    Args:
+        text: that was read.
+        places: per model, `Reading.places` of the text, ``[positions]``.
+
+    Example:
+        >>> places_to_ask("a cat sat", {"a": torch.tensor([-1, 1, 5, 9]), "b": torch.tensor([1, 4, 5, 7, 9])})
+        [1, 5, 9]
+        >>> places_to_ask("sat", {"a": torch.tensor([1, 2]), "b": torch.tensor([2])})  # cut off inside a word
+        [2]
+    """
+    shared = sorted(set.intersection(*(set(read.tolist()) for read in places.values())) - {-1})
+    ends = [place for place in shared if place == len(text) or text[place].isspace()]
+    return ends or shared[-1:]
 
 
 def contrast_loss(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-    """By how much a model prefers one word to another after each text, summed over texts.
+    """By how much a model prefers one word to another, summed over the positions that are asked about.
 
     Args:
-        model: called with ``input_ids`` and ``attention_mask``; its answer has ``.logits`` ``[batch, tokens, words]``.
-        inputs: those two, padded on the right, and ``contrast`` ``[batch, 2]``.
+        model: called with ``input_ids`` and ``attention_mask`` (and ``logits_to_keep`` if it takes that, as the causal
+            models of transformers do, so that a vocabulary's scores are computed where they are asked for only); its
+            answer has ``.logits`` ``[batch, tokens, words]``.
+        inputs: those two, ``contrast`` ``[n, 2]``, pairs of tokens, and ``asked`` ``[n, 2]``: the row and the position
+            behind which each pair is weighed.
     """
-    logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-    last = inputs["attention_mask"].sum(1) - 1
-    scores = logits[torch.arange(len(last), device=last.device), last].float()
-    chosen = scores.gather(1, inputs["contrast"])
+    rows, positions = inputs["asked"].unbind(1)
+    kept, where = positions.unique(return_inverse=True)
+    given = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        logits = model(**given, logits_to_keep=kept).logits
+    else:
+        logits = model(**given).logits[:, kept]
+    chosen = logits[rows, where].float().gather(1, inputs["contrast"])
     preferred: Tensor = (chosen[:, 0] - chosen[:, 1]).sum()
     return preferred
 

@@ -14,7 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lightning_pfl.adapters.contrasts import draw_contrast, shared_words
+from lightning_pfl.adapters.contrasts import draw_contrast, places_to_ask, shared_words
 from lightning_pfl.adapters.readings import Reading, TextReader
 
 __all__ = ["PublicData", "Record"]
@@ -112,9 +112,18 @@ class PublicData:
         record = {name: TextReader(self._tokenizers[name])([text]) for name in self._names}
         if self._ask_for_words:
             self._words = self._words or shared_words({name: self._tokenizers[name] for name in self._names})
-            for name, contrast in draw_contrast(self._words, index).items():
-                record[name] = replace(record[name], inputs={**record[name].inputs, "contrast": contrast})
+            asked = places_to_ask(text, {name: reading.places[0] for name, reading in record.items()})
+            if asked:
+                contrasts = draw_contrast(self._words, index, len(asked))
+                record = {name: _asking(reading, asked, contrasts[name]) for name, reading in record.items()}
         return record
+
+
+def _asking(reading: Reading, places: Sequence[int], contrast: Tensor) -> Reading:
+    """The same reading, asked for pairs of words behind the last position of each place."""
+    last = [int((reading.places[0] == place).nonzero()[-1]) for place in places]
+    asked = torch.tensor([(0, position) for position in last])
+    return replace(reading, inputs={**reading.inputs, "contrast": contrast, "asked": asked})
 
 
 def _flat(items: Iterable[Any]) -> Iterator[str | Record]:

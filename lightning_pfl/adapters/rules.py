@@ -97,6 +97,13 @@ class Canonical(Rule[LayerSums]):
     power: float = 2.0
     ridge: float = 0.1
 
+    def __post_init__(self) -> None:
+        if not (self.power >= 0 and self.ridge > 0):
+            raise ValueError(
+                f"`power` must not be negative and `ridge` must be positive, but are {self.power} and {self.ridge}. "
+                "Without a ridge directions are fitted to the noise of a few thousand tokens."
+            )
+
     @property
     def passes(self) -> int:
         """Once."""

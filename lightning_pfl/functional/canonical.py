@@ -44,7 +44,8 @@ def common_directions(
 
     With one student these are the leading canonical directions. With several, the anchor's directions maximise the sum
     over students of the variance that each student explains,
-    :math:`\sum_s W C_s S_s^{-1} C_s^\top W` with :math:`W = S_a^{-1/2}`, so that all share one coordinate system.
+    :math:`\sum_s W C_s S_s^{-1} C_s^\top W^\top` with :math:`W S_a W^\top = I`, so that all share one coordinate
+    system.
 
     Args:
         pairs: per student, sums over tokens of its vectors (``x``) and the anchor's own (``z``, all ``d_anchor`` of
@@ -92,14 +93,15 @@ def common_directions(
         mean_of_anchor = torch.stack([other for _, other in blind_to]).mean(0)
         blinds = [(_without(own), _without(mean_of_anchor)) for own, _ in blind_to]
     covariances = [_covariances(sums, ridge, centred, blind) for sums, blind in zip(pairs, blinds, strict=True)]
-    whitener = _power(torch.stack([zz for _, _, zz in covariances]).mean(0), -0.5)
-    solved = [torch.linalg.solve(xx, xz) for xx, xz, _ in covariances]
-    told_by = [whitener @ xz.T @ s @ whitener for (_, xz, _), s in zip(covariances, solved, strict=True)]
-    explained = torch.stack(told_by).sum(0)
+    root = torch.linalg.cholesky(torch.stack([zz for _, _, zz in covariances]).mean(0))
+    solved = [torch.cholesky_solve(xz, torch.linalg.cholesky(xx)) for xx, xz, _ in covariances]
+    told_by = torch.stack([xz.T @ s for (_, xz, _), s in zip(covariances, solved, strict=True)]).sum(0)
+    half = torch.linalg.solve_triangular(root, told_by, upper=False)
+    explained = torch.linalg.solve_triangular(root, half.T, upper=False)
     _, vectors = torch.linalg.eigh((explained + explained.T) / 2)
     top = vectors[:, -rank:].flip(1)
     top = top * top.gather(0, top.abs().argmax(0, keepdim=True)).sign()
-    anchor = _apply((whitener @ top).T, blinds[0][1])
+    anchor = _apply(torch.linalg.solve_triangular(root.T, top, upper=True).T, blinds[0][1])
     students = []
     for (xx, _, _), s, (blind, _) in zip(covariances, solved, blinds, strict=True):
         told = _apply((s @ anchor.T).T, blind)
@@ -163,9 +165,3 @@ def _apply(rows: Tensor, unit: Tensor | None) -> Tensor:
 def _ridged(matrix: Tensor, ridge: float) -> Tensor:
     size = len(matrix)
     return matrix + ridge * torch.trace(matrix) / size * torch.eye(size, dtype=matrix.dtype, device=matrix.device)
-
-
-def _power(matrix: Tensor, power: float) -> Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
-    result: Tensor = (vectors * values.clamp_min(1e-300).pow(power)) @ vectors.T
-    return result

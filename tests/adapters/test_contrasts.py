@@ -49,16 +49,38 @@ def test_a_text_gets_two_different_words_the_same_for_all_models_and_again():
     assert len({tuple(pair["a"][0].tolist()) for pair in pairs}) > 20
 
 
-def test_the_loss_is_the_difference_of_two_scores_after_the_last_real_token():
-    class Scores(nn.Module):
-        def forward(self, input_ids, attention_mask):
-            return SimpleNamespace(logits=torch.arange(24.0).view(2, 3, 4) ** 2)
+def test_more_pairs_begin_with_the_first_and_differ():
+    words = {"a": torch.arange(50)}
+    pairs = draw_contrast(words, 7, num_pairs=5)["a"]
+    assert pairs.shape == (5, 2)
+    assert torch.equal(pairs[:1], draw_contrast(words, 7)["a"])
+    assert len({tuple(pair) for pair in pairs.tolist()}) == 5
 
+
+class Scores(nn.Module):
+    """Row 0 has scores 0, 1, 4, 9 at position 0, 16 ... 49 at position 1, and so on."""
+
+    def forward(self, input_ids, attention_mask):
+        return SimpleNamespace(logits=torch.arange(24.0).view(2, 3, 4) ** 2)
+
+
+class Sparing(Scores):
+    def forward(self, input_ids, attention_mask, logits_to_keep):
+        self.computed = logits_to_keep.tolist()
+        return SimpleNamespace(logits=super().forward(input_ids, attention_mask).logits[:, logits_to_keep])
+
+
+@pytest.mark.parametrize("kind", [Scores, Sparing])
+def test_the_loss_is_the_difference_of_two_scores_behind_every_asked_position(kind):
     inputs = {
         "input_ids": torch.zeros(2, 3, dtype=torch.int64),
         "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]]),
+        "asked": torch.tensor([[0, 0], [1, 2]]),
         "contrast": torch.tensor([[3, 0], [1, 2]]),
     }
+    model = kind()
 
-    # by hand: row 0 ends at position 1, scores 16 .. 49; row 1 at position 2, scores 400 .. 529
-    assert contrast_loss(Scores(), inputs) == (49 - 16) + (441 - 484)
+    # by hand: row 0 at position 0 has 9 and 0; row 1 at position 2 has 441 and 484
+    assert contrast_loss(model, inputs) == (9 - 0) + (441 - 484)
+    if kind is Sparing:
+        assert model.computed == [0, 2], "position 1 is not asked about"

@@ -1,0 +1,1 @@
+"""The work behind the commands of ``lightning-pfl``; `lightning_pfl.cli` puts them together."""

@@ -1,0 +1,122 @@
+"""What aligning holds at once, counted tensor by tensor: it depends on widths, never on how much data there is."""
+
+from __future__ import annotations
+
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lightning_pfl.adapters import CoLoraConfig, inject
+from lightning_pfl.adapters.alignment import Canonical, CcaB, GradientDescent, LeastSquares, align
+from lightning_pfl.adapters.readings import Reading
+
+RANK, TOKENS = 2, 24
+
+
+class Peak(TorchDispatchMode):
+    """Counts the bytes of all storages that are alive at once, of those made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and id(tensor.untyped_storage()) not in self._known:
+                storage = tensor.untyped_storage()
+                self._known.add(id(storage))
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._gone, id(storage), storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _gone(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, width, bias=False)
+
+    def forward(self, x):
+        return x + torch.tanh(self.fc1(x))
+
+
+class Square(nn.Module):
+    """Two blocks of one square layer each."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width) for _ in range(2))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def peak_of(rule, width, *, records, max_bytes=2**31):
+    """Peak bytes of aligning a wide model to a narrow one."""
+    torch.manual_seed(0)
+    models = {"anchor": Square(8), "student": Square(width)}
+    for model in models.values():
+        inject(model, CoLoraConfig(r=RANK, num_blocks=2, private_layers=False))
+    mixer = torch.randn(8, width) / 8**0.5
+
+    class Stream:
+        def __iter__(self):
+            generator = torch.Generator().manual_seed(1)
+            for _ in range(records):
+                x = torch.randn(1, TOKENS, 8, generator=generator)
+                places = torch.arange(TOKENS)[None]
+                yield {"anchor": Reading({"x": x}, places), "student": Reading({"x": x @ mixer}, places)}
+
+    def loss(model, inputs):
+        return model(inputs["x"]).square().sum()
+
+    with Peak() as peak:
+        align(models, Stream(), anchor="anchor", rule=rule, loss=loss, max_bytes=max_bytes)
+    return peak.peak
+
+
+RULES = [Canonical(), LeastSquares(), LeastSquares(CcaB()), GradientDescent(passes=1)]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=["canonical", "least squares", "cca", "descent"])
+def test_memory_does_not_grow_with_the_data(rule):
+    few, many = (peak_of(rule, 96, records=records) for records in (40, 120))
+    kept = 64 * TOKENS * (8 + 96 + 2 * 8) * 4  # at most so many held-out records stay, to measure on
+    assert many < few + kept
+
+
+@pytest.mark.parametrize(
+    ("rule", "floats_per_square"),
+    # 8 bytes; sums of inputs and of gradients, fitted and held out, of two layers, are 8 d^2; the solver needs a few more
+    [(Canonical(), 16), (LeastSquares(), 16), (LeastSquares(CcaB()), 16)],
+    ids=["canonical", "least squares", "cca"],
+)
+def test_closed_forms_take_O_of_the_width_squared(rule, floats_per_square):
+    for width in (128, 256):
+        linear = 4000 * width  # activations, bases and records
+        assert peak_of(rule, width, records=10) < 8 * floats_per_square * width**2 + 8 * linear
+
+
+def test_descent_takes_O_of_the_width_times_the_rank():
+    """Twice the width takes twice the memory: far below one square of the width."""
+    one, two = (peak_of(GradientDescent(passes=1), width, records=10) for width in (2048, 4096))
+    assert two < 2.2 * one
+    assert two < 4096**2 * 4 / 4
+
+
+def test_fewer_bytes_at_once_take_more_passes_and_less_memory():
+    whole = peak_of(Canonical(), 256, records=10)
+    halves = peak_of(Canonical(), 256, records=10, max_bytes=1)
+    assert halves < whole - 3 * 8 * 256**2
