@@ -123,6 +123,7 @@ def align(
             for name, sink in having.items():
                 after[name][layer] = fitted.students[name]
                 counts[name, layer] = sink.count
+        del sinks, having, sink  # before the next group's are made
     measured = _measure(own.only(shared), students, public.kept, (before, after), loss)
     report = tuple(
         LayerFit(base[name], layer, counts[name, layer], *errors) for (name, layer), errors in measured.items()

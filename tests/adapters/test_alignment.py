@@ -137,6 +137,27 @@ def test_canonical_bases_make_P_and_Q_do_the_same_in_the_disguised_model():
     assert all(fit.after.missed_A < 0.01 and fit.after.missed_B < 0.01 for fit in alignment.report)
 
 
+@pytest.mark.parametrize("rule", [Canonical(ridge=1e-6), LeastSquares()], ids=["canonical", "least squares"])
+def test_any_number_of_models_follow_one_anchor(rule):
+    """Two disguises of one model, each in its own width: what is P of any is P of all."""
+    small = TinyLM(12, 16, seed=0)
+    models = {"small": small, "large": disguised(small, 20, 28), "wide": disguised(small, 15, 40)}
+    for model in models.values():
+        inject(model, config())
+    ids = torch.randint(VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(1))
+    base = small(ids).logits.detach()
+    alignment = align(models, readings(tuple(models), count=120), anchor="small", rule=rule)
+    for model in models.values():
+        alignment.apply(model)
+    shared = shared_tensors(trained(models["wide"]))
+    wanted = change(models["wide"], ids, base)
+    for name in ("small", "large"):
+        load_local(models[name], shared)
+        assert (change(models[name], ids, base) - wanted).norm() / wanted.norm() < 0.05
+    assert len(alignment.bases) == 3
+    assert len(alignment.report) == 2 * 4
+
+
 def test_canonical_bases_do_not_see_the_mean_of_the_inputs():
     """Otherwise P would carry a constant, which is another in every model."""
     models = pair()
