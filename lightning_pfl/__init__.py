@@ -25,7 +25,16 @@ from lightning_pfl.adapters import (
     merged_state,
     to_reference,
 )
-from lightning_pfl.adapters.alignment import Alignment, Canonical, LeastSquares, align
+from lightning_pfl.adapters.alignment import (
+    Alignment,
+    Canonical,
+    CcaB,
+    GradientB,
+    GradientDescent,
+    LeastSquares,
+    align,
+)
+from lightning_pfl.adapters.transfer import Transfer, fit_pq, transfer
 from lightning_pfl.aggregation import (
     Aggregator,
     ClippedRelevance,
@@ -105,6 +114,7 @@ __all__ = [
     "BelowQuorum",
     "Canonical",
     "CausalLMProbe",
+    "CcaB",
     "CheckpointMismatchError",
     "Client",
     "ClientDataModule",
@@ -135,6 +145,8 @@ __all__ = [
     "FederationError",
     "FixedMatrix",
     "GatePolicy",
+    "GradientB",
+    "GradientDescent",
     "GradientProbe",
     "InputGate",
     "Krum",
@@ -173,6 +185,7 @@ __all__ = [
     "StopRun",
     "TaskGraph",
     "TopK",
+    "Transfer",
     "TrimmedMean",
     "Uniform",
     "UniformAggregator",
@@ -190,10 +203,12 @@ __all__ = [
     "export_adapter",
     "export_lora",
     "export_merged",
+    "fit_pq",
     "from_reference",
     "inject",
     "load_from_checkpoint",
     "merged_state",
     "partition_by_key",
     "to_reference",
+    "transfer",
 ]

@@ -90,7 +90,19 @@ def align(
 
     try:
         request = Request(
-            models, data, output, anchor, rank, num_blocks, target_modules, rule, field, max_texts, dtype, seed, overwrite
+            models,
+            data,
+            output,
+            anchor,
+            rank,
+            num_blocks,
+            target_modules,
+            rule,
+            field,
+            max_texts,
+            dtype,
+            seed,
+            overwrite,
         )
         align_language_models(request, Console())
     except (ValueError, OSError) as error:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--pairs", nargs="+", default=["smollm2,gemma3"])
     parser.add_argument("--forms", nargs="+", default=list(FORMS))
-    parser.add_argument("--public", type=int, default=1200)
+    parser.add_argument("--public", type=int, default=1200, help="texts that models read")
+    parser.add_argument("--fit", type=int, default=1200, help="the first of them that alignments are fitted on")
+    parser.add_argument("--tasks", nargs="+", default=None, help="all by default")
+    parser.add_argument("--targets", nargs="+", default=None, help="names of adapted layers; all by default")
     parser.add_argument("--blocks", type=int, default=1)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rank", type=int, default=16)
@@ -55,14 +58,21 @@ def main() -> None:
     done = {json.loads(line)["key"] for line in args.out.read_text().splitlines()} if args.out.exists() else set()
     plan = make_plan(args.public, seed=args.seed)
     for pair in args.pairs:
-        keys = {form: f"{pair}|{form}|{args.public}|{args.blocks}|{args.steps}|{args.rank}|{args.seed}" for form in args.forms}
+        setting = (pair, args.fit, args.blocks, args.steps, args.rank, args.seed, args.targets, args.tasks)
+        keys = {form: f"{form}|{setting}" for form in args.forms}
         if not set(keys.values()) - done:
             continue
         models = {name: load(name, plan, args.blocks) for name in pair.split(",")}
         for name, model in models.items():
             config = CoLoraConfig(
-                r=args.rank, alpha=2 * args.rank, num_blocks=args.blocks, blocks="layers",
-                private_layers=False, base_identity=name, seed=args.seed,
+                r=args.rank,
+                alpha=2 * args.rank,
+                num_blocks=args.blocks,
+                blocks="layers",
+                private_layers=False,
+                base_identity=name,
+                seed=args.seed,
+                target_modules=args.targets,
             )
             inject(model.tail, config)
         own = {name: bases_of(model.tail) for name, model in models.items()}
@@ -76,14 +86,19 @@ def main() -> None:
                 set_bases(model.tail, own[name])
             if FORMS[form] is not None:
                 rule, ask = FORMS[form]
-                alignment = _aligned(models, words, plan.public, rule, ask)
+                alignment = _aligned(models, words, plan.public[: args.fit], rule, ask)
                 report = [asdict(fit) for fit in alignment.report]
                 for model in models.values():
                     alignment.apply(model.tail)
             aligned = time.process_time()
-            result = _transfers(models, args.steps, args.seed)
+            result = _transfers(models, args.tasks or list(plan.tasks), args.steps, args.seed)
             line = {
-                "key": key, "models": list(models), "form": form, **result, "report": report,
+                "key": key,
+                "models": list(models),
+                "form": form,
+                "settings": {**vars(args), "out": None},
+                **result,
+                "report": report,
                 "cpu_s": {"align": round(aligned - start, 1), "transfer": round(time.process_time() - aligned, 1)},
             }
             with args.out.open("a") as sink:
@@ -106,9 +121,8 @@ def _prefers(tail: Tail, inputs: Mapping[str, Any]) -> Tensor:
     return (score[:, 0] - score[:, 1]).sum()
 
 
-def _transfers(models: Mapping[str, Model], steps: int, seed: int) -> dict[str, Any]:
+def _transfers(models: Mapping[str, Model], titles: Sequence[str], steps: int, seed: int) -> dict[str, Any]:
     """Every model's P in every other, task by task: (loss, accuracy) of zero, own and transferred."""
-    titles = list(dict.fromkeys(title for title, _ in next(iter(models.values())).examples))
     found, rates = {}, {}
     for name, model in models.items():
         for title in titles:
@@ -189,7 +203,9 @@ def _told(rows: Sequence[Mapping[str, Any]]) -> str:
         for name in names
         if name not in ("zero", "own")
     }
-    return " ".join(f"{n} {l:.3f}/{a:.3f}" for n, (l, a) in means.items()) + f" recovered {recovered}"
+    return (
+        " ".join(f"{name} {loss:.3f}/{right:.3f}" for name, (loss, right) in means.items()) + f" recovered {recovered}"
+    )
 
 
 if __name__ == "__main__":

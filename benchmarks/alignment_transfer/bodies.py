@@ -1,7 +1,7 @@
 """The last blocks of real language models, behind hidden states that are computed once.
 
-Start at `load_tail`. Adapters in the last blocks change nothing before them, so a text's states in front of those blocks
-are computed once, in bfloat16, and everything that is fitted or trained runs the last blocks alone, in float32.
+Start at `Body`. Adapters in the last blocks change nothing before them, so a text's states in front of those blocks are
+computed once, in bfloat16, and everything that is fitted or trained runs the last blocks alone, in float32 (`Tail`).
 """
 
 from __future__ import annotations

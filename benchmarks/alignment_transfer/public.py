@@ -45,6 +45,8 @@ def records(
         asked = len(next(iter(at.values())))
         pairs = torch.stack([torch.randperm(count, generator=generator)[:2] for _ in range(asked)])
         yield {
-            name: Reading({"hidden": hidden[name], "at": torch.tensor(at[name]), "words": words[name][pairs]}, places[name])
+            name: Reading(
+                {"hidden": hidden[name], "at": torch.tensor(at[name]), "words": words[name][pairs]}, places[name]
+            )
             for name in states
         }

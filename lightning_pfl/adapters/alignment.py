@@ -87,7 +87,7 @@ def align(
         arXiv:2506.11024, initial alignment; there the anchor's bases are random, A is fitted by gradient descent and B
         rotated inside its random column space. Why ours differs is told in docs/design/first_experiment.md.
     """
-    rule = rule or Canonical()
+    chosen: Rule[Any] = rule or Canonical()
     if anchor not in models:
         raise ValueError(f"`anchor` must name one of the models {sorted(models)}, but is `{anchor}`.")
     if held_out < 2:
@@ -106,19 +106,19 @@ def align(
                 f"{sorted(own.sites)[:4]} .... Adapt the same towers and roles in both (`blocks`, `roles`)."
             )
     shared = [layer for layer in own.sites if any(layer in student.sites for student in students.values())]
-    groups = list(_groups(shared, own, students, rule, max_bytes))
+    groups = list(_groups(shared, own, students, chosen, max_bytes))
     public = PublicData(data, list(models), tokenizers, ask_for_words=loss is None, held_out=held_out)
-    public.check_passes(len(groups) * rule.passes, f"{type(rule).__name__} within max_bytes={max_bytes}")
+    public.check_passes(len(groups) * chosen.passes, f"{type(chosen).__name__} within max_bytes={max_bytes}")
     loss = loss or _default_loss
 
     before = {name: _bases(watched) for name, watched in {anchor: own, **everyone}.items()}
     after = {name: dict(bases) for name, bases in before.items()}
     counts: dict[tuple[str, str], int] = {}
     for layers in groups:
-        sinks = _gather(own.only(layers), {n: w.only(layers) for n, w in students.items()}, public, rule, loss)
+        sinks = _gather(own.only(layers), {n: w.only(layers) for n, w in students.items()}, public, chosen, loss)
         for layer in layers:
             having = {name: of_layers[layer] for name, of_layers in sinks.items() if layer in of_layers}
-            fitted = rule.fit(having, own.sites[layer], {name: students[name].sites[layer] for name in having})
+            fitted = chosen.fit(having, own.sites[layer], {name: students[name].sites[layer] for name in having})
             after[anchor][layer] = fitted.anchor
             for name, sink in having.items():
                 after[name][layer] = fitted.students[name]
@@ -135,7 +135,8 @@ def align(
         if layers:
             log.warning("`%s` has layers that the anchor lacks; they keep bases of their own: %s.", identity, layers)
     covered = {
-        base[name]: {layer: pair for layer, pair in bases.items() if layer in own.sites} for name, bases in after.items()
+        base[name]: {layer: pair for layer, pair in bases.items() if layer in own.sites}
+        for name, bases in after.items()
     }
     return Alignment(base[anchor], covered, report, unaligned)
 

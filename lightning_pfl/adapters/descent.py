@@ -47,7 +47,7 @@ class GradientDescent(Rule["Descent"]):
         0.05
     """
 
-    passes: int = 4  # type: ignore[assignment]  # a field in place of the abstract property
+    passes: int = 4
     lr: float = 0.05
     penalty: float = 0.0
     orthonormal_only: bool = False
@@ -155,4 +155,5 @@ def _slope_of_penalty(A: Tensor) -> Tensor:
     cosines = rows @ rows.T
     cosines.fill_diagonal_(0)
     slope = 4 * cosines @ rows / max(len(A) * (len(A) - 1), 1)
-    return (slope - (slope * rows).sum(1, keepdim=True) * rows) / lengths
+    tangent: Tensor = (slope - (slope * rows).sum(1, keepdim=True) * rows) / lengths
+    return tangent

@@ -154,7 +154,9 @@ def look(
         ValueError: a reading is missing, or a layer does not see one vector per place.
     """
     if missing := {anchor.name, *students} - set(record):
-        raise ValueError(f"A record of the public data has no reading for {sorted(missing)}, only for {sorted(record)}.")
+        raise ValueError(
+            f"A record of the public data has no reading for {sorted(missing)}, only for {sorted(record)}."
+        )
     reading = record[anchor.name]
     theirs_seen = _watch(anchor, reading, loss)
     for name, student in students.items():

@@ -93,7 +93,9 @@ class PublicData:
                 self.kept.append(record)
             yield record, is_held_out
         if not count:
-            again = " any more in a second pass. Pass a list, or an object whose `__iter__` starts anew" * bool(self._first)
+            again = " any more in a second pass. Pass a list, or an object whose `__iter__` starts anew" * bool(
+                self._first
+            )
             raise ValueError(f"The public data gives no item{again}.")
         if self._first is not None and self._first != (count, digest):
             raise ValueError(
@@ -146,5 +148,6 @@ def _digest(item: str | Record, before: int) -> int:
     for reading in item.values():
         for value in (reading.places, *reading.inputs.values()):
             if isinstance(value, Tensor):
-                before = zlib.crc32(value.detach().cpu().contiguous().view(torch.uint8).numpy(), before)
+                flat = value.detach().cpu().contiguous().reshape(-1)
+                before = zlib.crc32(flat.view(torch.uint8).numpy().tobytes(), before)
     return before

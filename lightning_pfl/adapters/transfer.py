@@ -1,6 +1,6 @@
 """Does P of one model do another model any good? The measure of an alignment.
 
-Start at `transfer`: P and Q are trained in one model, loaded into another, and the other's loss is compared with that of
+Start at `transfer`: P and Q are trained in one model and loaded into another, whose loss is then compared with that of
 no adapter and of its own training. `fit_pq` is a plain way of training for it.
 """
 

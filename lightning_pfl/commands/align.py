@@ -113,7 +113,8 @@ def align_language_models(request: Request, console: Console) -> Alignment:
     texts = read_texts(request.data, field=request.field, at_most=request.max_texts)
     if len(texts) < _FEWEST:
         raise ValueError(
-            f"The public data must have at least {_FEWEST} texts (better some thousand), but `--data` gives {len(texts)}."
+            f"The public data must have at least {_FEWEST} texts (better some thousand), but there are {len(texts)}. "
+            "Name more files, or raise --max_texts."
         )
     for name in request.models:
         _check_config(name, request)
@@ -142,7 +143,9 @@ def align_language_models(request: Request, console: Console) -> Alignment:
         )
     alignment.save(request.output)
     console.print(_as_table(alignment))
-    console.print(f"wrote {request.output}; use it as CoLoRA(rank={request.rank}, ..., aligned={str(request.output)!r})")
+    console.print(
+        f"wrote {request.output}; use it as CoLoRA(rank={request.rank}, ..., aligned={str(request.output)!r})"
+    )
     return alignment
 
 

@@ -167,7 +167,9 @@ def test_canonical_bases_do_not_see_the_mean_of_the_inputs():
     alignment = align(models, readings(count=25), anchor="small", rule=Canonical())
     for name, inputs in seen.items():
         # fitted on four of five records, at places on which the loss depends: all but the last of a row
-        mean = torch.stack([x[:, :-1] for index, x in enumerate(inputs[:25]) if index % 5 != 4]).double().mean((0, 1, 2))
+        mean = (
+            torch.stack([x[:, :-1] for index, x in enumerate(inputs[:25]) if index % 5 != 4]).double().mean((0, 1, 2))
+        )
         A = alignment.bases[alignment.anchor][f"main/{name}/fc1"][0].double()
         assert (A @ mean).norm() < 1e-4 * A.norm() * mean.norm()
 

@@ -104,7 +104,7 @@ def test_memory_does_not_grow_with_the_data(rule):
 
 @pytest.mark.parametrize(
     ("rule", "floats_per_square"),
-    # 8 bytes; sums of inputs and of gradients, fitted and held out, of two layers, are 8 d^2; the solver needs a few more
+    # sums of inputs and of gradients, fitted and held out, of two layers, are 8 d^2; the solver needs a few more
     [(Canonical(), 16), (LeastSquares(), 16), (LeastSquares(CcaB()), 16)],
     ids=["canonical", "least squares", "cca"],
 )

@@ -10,10 +10,13 @@ from tests.adapters.test_alignment import align, pair, readings
 
 
 def test_descent_finds_the_disguised_model_as_least_squares_do():
-    found = {rule: align(pair(), readings(count=40), anchor="small", rule=rule) for rule in (
-        LeastSquares(),
-        GradientDescent(passes=20, lr=0.1),
-    )}
+    found = {
+        rule: align(pair(), readings(count=40), anchor="small", rule=rule)
+        for rule in (
+            LeastSquares(),
+            GradientDescent(passes=20, lr=0.1),
+        )
+    }
     exact, descended = found.values()
     assert descended.anchor == exact.anchor
     for fit in descended.report:
@@ -43,7 +46,11 @@ def test_descent_keeps_the_students_B_or_orthonormal_rows_if_asked():
     models = pair()
     rule = GradientDescent(passes=1, learn_B=False, orthonormal_only=True)
     alignment = align(models, readings(count=10), anchor="small", rule=rule)
-    own = {str(layer.colora_address["default"]): layer for layer in models["large"].modules() if hasattr(layer, "is_colora")}
+    own = {
+        str(layer.colora_address["default"]): layer
+        for layer in models["large"].modules()
+        if hasattr(layer, "is_colora")
+    }
     for layer, (A, B) in alignment.bases[alignment.report[0].model].items():
         torch.testing.assert_close(A @ A.T, torch.eye(4), atol=1e-5, rtol=0)
         assert torch.equal(B, own[layer].colora_basis_B["default"])
@@ -69,5 +76,5 @@ def test_the_penalty_makes_rows_orthogonal():
 def test_settings_and_data_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="`passes` must be at least 1"):
         GradientDescent(passes=0)
-    with pytest.raises(ValueError, match="GradientDescent .* needs 4 passes"):
+    with pytest.raises(ValueError, match=r"GradientDescent .* needs 4 passes"):
         align(pair(), iter(readings()), anchor="small", rule=GradientDescent())

@@ -19,7 +19,7 @@ def seen(x, anchor_x, g, anchor_g):
 
 
 def test_errors_are_shares_of_what_the_anchor_does():
-    """z 1, 4 against 2, 4; B'g 1, 1 against 1, 2; so the gradient of P is 5 against 10, of another record 0 against 5."""
+    """z 1, 4 against 2, 4; B'g 1, 1 against 1, 2; so P's gradient is 5 against 10, of another record 0 against 5."""
     fidelity = Fidelity(ONE, ONE)
     fidelity.add(seen([1.0, 4.0], [2.0, 4.0], [1.0, 1.0], [1.0, 2.0]))
     fidelity.add(seen([0.0], [3.0], [1.0], [5 / 3]))

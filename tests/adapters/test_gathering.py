@@ -91,7 +91,9 @@ def test_every_fifth_record_is_held_out_and_reported_on():
     assert alignment.report[0].after.missed_B == pytest.approx(
         unexplained(B.T, sums.held_out_gradients, of_variation=False), rel=1e-4
     )
-    assert alignment.report[0].after.missed_B != pytest.approx(unexplained(B.T, sums.gradients, of_variation=False), rel=1e-4)
+    assert alignment.report[0].after.missed_B != pytest.approx(
+        unexplained(B.T, sums.gradients, of_variation=False), rel=1e-4
+    )
 
 
 def test_dropout_is_off_while_models_are_watched():

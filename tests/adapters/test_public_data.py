@@ -57,7 +57,7 @@ def test_records_come_in_a_DataLoader_that_leaves_them_as_they_are():
 
 def test_a_generator_is_refused_where_two_passes_are_needed_before_it_is_touched():
     generator = (text for text in TEXTS)
-    with pytest.raises(ValueError, match="Descent needs 2 passes .* but `data` is a generator"):
+    with pytest.raises(ValueError, match=r"Descent needs 2 passes .* but `data` is a generator"):
         public(generator).check_passes(2, "Descent")
     assert next(generator) == TEXTS[0]
     public(generator).check_passes(1, "Descent")
@@ -85,12 +85,12 @@ def test_data_in_another_order_is_refused_since_what_is_held_out_would_be_fitted
     torch.manual_seed(0)
     found = public(DataLoader(items, batch_size=2, shuffle=True, collate_fn=list))
     list(found.records())
-    with pytest.raises(ValueError, match="same items in the same order .* shuffle=False"):
+    with pytest.raises(ValueError, match=r"same items in the same order .* shuffle=False"):
         list(found.records())
 
 
 def test_what_is_no_public_data_is_refused_with_the_way_out():
-    with pytest.raises(TypeError, match="but is one str. Pass a list of texts"):
+    with pytest.raises(TypeError, match=r"but is one str. Pass a list of texts"):
         public("captions.txt")
     with pytest.raises(TypeError, match=r"item 1 is a mapping with the keys \['text'\].*row\['text'\]"):
         list(public(["fine", {"text": "a row"}]).records())

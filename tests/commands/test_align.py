@@ -1,4 +1,4 @@
-"""``lightning-pfl align`` on tiny models in folders: what it writes is what a run can use; what is wrong it says first."""
+"""``lightning-pfl align`` on tiny models in folders: a run can use what it writes, and what is wrong it says first."""
 
 from __future__ import annotations
 
@@ -55,7 +55,14 @@ def run(folders, data, output, *more):
 
 
 def test_the_alignment_it_writes_is_one_that_CoLoRA_uses(folders, texts, tmp_path, capsys):
-    run(folders, texts, tmp_path / "out", "--field=caption", f"--anchor={folders[1]}", "--target_modules=[o_proj,down_proj]")
+    run(
+        folders,
+        texts,
+        tmp_path / "out",
+        "--field=caption",
+        f"--anchor={folders[1]}",
+        "--target_modules=[o_proj,down_proj]",
+    )
 
     told = capsys.readouterr().out
     assert "60 public texts" in told
@@ -98,12 +105,12 @@ def test_what_cannot_be_asked_for_is_refused_before_a_model_is_loaded(folders, t
         (folders, ["--rank=17", "--field=caption"], "16 wide, less than `--rank` 17"),
         (folders, ["--num_blocks=3", "--field=caption"], "has 2 blocks"),
         (folders, [], "with `text`"),
-        (folders, ["--field=caption", "--max_texts=9"], "gives 9"),
+        (folders, ["--field=caption", "--max_texts=9"], "but there are 9"),
         ((folders[0], str(tmp_path / "nowhere")), ["--field=caption"], "nowhere"),
     ):
         with pytest.raises(SystemExit, match=message):
             run(pair, texts, tmp_path / "new", *more)
-    with pytest.raises(SystemExit, match="none.txt"):
+    with pytest.raises(SystemExit, match=r"none\.txt"):
         run(folders, tmp_path / "none.txt", tmp_path / "new")
     (tmp_path / "old").mkdir()
     (tmp_path / "old/alignment.json").write_text("{}")
