@@ -179,3 +179,8 @@ def test_what_all_rows_of_a_record_have_in_common_at_a_place_is_taken_off():
     assert float(found[layer].mean.norm()) > 0.01, "but the mean is remembered"
     varied, _ = unprojected(readings(count=5), [layer])
     assert float(varied[layer].inputs.xx.abs().max()) > 0.1
+
+
+def test_a_convolution_is_refused_with_the_way_out():
+    with pytest.raises(ValueError, match=r"Conv2d\(3, 4, .* slides over its input\. Leave convolutions out"):
+        Site(nn.Conv2d(3, 4, 3), torch.randn(2, 27), torch.randn(4, 2))
