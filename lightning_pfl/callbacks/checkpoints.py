@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping, MutableMapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,10 +19,11 @@ import torch
 
 from lightning_pfl.adapters import CoLoraConfig, adapter_state, add_global_branch, architecture_of, config_of, inject
 from lightning_pfl.adapters.injection import ADAPTER, adapted_layers
+from lightning_pfl.adapters.saved_config import config_from
 from lightning_pfl.callbacks.instance_hooks import around, original
 from lightning_pfl.errors import CheckpointMismatchError
 
-__all__ = ["KEY", "attach", "check_config", "describe", "load_from_checkpoint", "make_ready"]
+__all__ = ["KEY", "attach", "check_config", "describe", "load_from_checkpoint", "make_ready", "saved_config"]
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def make_ready(module: L.LightningModule, checkpoint: MutableMapping[str, Any]) 
                 "without ckpt_path."
             )
         return
-    saved = _config(about)
+    saved = saved_config(about)
     check_config(saved, config_of(module), type(module).__name__)
     if saved.global_branch and not config_of(module).global_branch:
         log.info("The checkpoint holds a global branch and gates; %s receives them.", type(module).__name__)
@@ -92,6 +92,25 @@ def make_ready(module: L.LightningModule, checkpoint: MutableMapping[str, Any]) 
         )
     if about["adapters_only"]:
         _fill(module, checkpoint)
+
+
+def saved_config(about: Mapping[str, Any]) -> CoLoraConfig:
+    """The config in what a checkpoint says of its adapters.
+
+    Args:
+        about: a checkpoint's entry `KEY`.
+
+    Raises:
+        CheckpointMismatchError: written in a newer format.
+        ValueError: it does not describe adapters.
+    """
+    version = about.get("version")
+    if isinstance(version, int) and version > _VERSION:
+        raise CheckpointMismatchError(
+            f"The checkpoint describes its adapters in format {version}, but this release reads up to {_VERSION}. "
+            "Install the release that wrote it."
+        )
+    return config_from(about.get("config"), "the checkpoint")
 
 
 def check_config(saved: CoLoraConfig, present: CoLoraConfig, kind: str) -> None:
@@ -171,7 +190,7 @@ def load_from_checkpoint(
             )
         module.on_load_checkpoint(checkpoint)
     else:
-        inject(module, config or _config(about), train_also=() if about is None else about["train_also"])
+        inject(module, config or saved_config(about), train_also=() if about is None else about["train_also"])
         attach(module, adapters_only=bool(about and about["adapters_only"]))
         module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
@@ -215,16 +234,6 @@ def _fill(module: L.LightningModule, checkpoint: MutableMapping[str, Any]) -> No
         if key in checkpoint:
             missing = {name: value for name, value in own.items() if name in left_out and name not in checkpoint[key]}
             checkpoint[key] = {**checkpoint[key], **missing}
-
-
-def _config(about: Mapping[str, Any]) -> CoLoraConfig:
-    if about["version"] > _VERSION:
-        raise CheckpointMismatchError(
-            f"The checkpoint describes its adapters in format {about['version']}, but this release reads up to "
-            f"{_VERSION}. Install the release that wrote it."
-        )
-    known = {item.name for item in fields(CoLoraConfig)}
-    return CoLoraConfig(**{name: value for name, value in about["config"].items() if name in known})
 
 
 def _build(module_class: type[Module], checkpoint: Mapping[str, Any], arguments: Mapping[str, Any]) -> Module:

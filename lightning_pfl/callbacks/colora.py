@@ -79,6 +79,9 @@ class CoLoRA(Exchange):
         seed: of the adapters' start.
         adapters_only_checkpoints: leave frozen weights out of checkpoints. They load into a module that brings the
             same frozen weights along.
+        global_branch: whether there is a frozen global adapter and a gate beside the adapter although no
+            `FederatedStrategy` is there to ask for them: for a party whose server is elsewhere
+            (`lightning_pfl.parties`). Until the server's first mixture comes, G is what L starts as.
 
     Example:
         >>> import lightning as L
@@ -102,6 +105,7 @@ class CoLoRA(Exchange):
         dropout: float = 0.0,
         seed: int = 0,
         adapters_only_checkpoints: bool = False,
+        global_branch: bool = False,
     ) -> None:
         if isinstance(train_also, str):
             raise TypeError(
@@ -123,6 +127,7 @@ class CoLoRA(Exchange):
         self.train_also = tuple(train_also)
         self.aligned = aligned
         self.adapters_only_checkpoints = adapters_only_checkpoints
+        self.global_branch = global_branch
         self._global_branch = False
 
     @staticmethod
@@ -188,7 +193,8 @@ class CoLoRA(Exchange):
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         _check_namespace(trainer, pl_module)
-        global_branch = self._global_branch and hasattr(trainer.strategy, "client_id")
+        is_client = hasattr(trainer.strategy, "client_id")
+        global_branch = self._global_branch if is_client else self.global_branch
         if stage == "fit" and self._before_averaging(trainer, pl_module):
             self._inject(pl_module, stage, global_branch)
         else:
@@ -234,6 +240,12 @@ class CoLoRA(Exchange):
     @override
     def prepare_server(self, module: L.LightningModule, *, global_branch: bool) -> None:
         _check_namespace(module)
+        if self.global_branch and not global_branch:
+            raise ValueError(
+                "`CoLoRA(global_branch=True)` asks for a server's mixture beside the adapter, but the aggregator of this "
+                "federation sends none. Leave it out (a federation says itself whether there is one), or use an "
+                "aggregator with a global branch."
+            )
         self._global_branch = global_branch
         self._inject(module, "fit", global_branch)
         if config_of(module).global_branch and not global_branch:
