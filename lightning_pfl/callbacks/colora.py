@@ -129,6 +129,7 @@ class CoLoRA(Exchange):
         self.adapters_only_checkpoints = adapters_only_checkpoints
         self.global_branch = global_branch
         self._global_branch = False
+        self._passed_on: dict[str, Any] = {}
 
     @staticmethod
     def param_groups(module: nn.Module, *, lr: float, lr_pq: float) -> list[dict[str, Any]]:
@@ -193,6 +194,8 @@ class CoLoRA(Exchange):
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         _check_namespace(trainer, pl_module)
+        if stage == "fit":
+            self._passed_on = {}
         is_client = hasattr(trainer.strategy, "client_id")
         global_branch = self._global_branch if is_client else self.global_branch
         if stage == "fit" and self._before_averaging(trainer, pl_module):
@@ -224,7 +227,7 @@ class CoLoRA(Exchange):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"version": _VERSION, "config": self.config.to_dict()}
+        return {"version": _VERSION, "config": self.config.to_dict(), "passed_on": dict(self._passed_on)}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -236,6 +239,7 @@ class CoLoRA(Exchange):
                 f"The checkpoint was made by a CoLoRA callback with other arguments ({told}). Use those, or start "
                 "without ckpt_path."
             )
+        self._passed_on = dict(state_dict.get("passed_on", {}))  # what a party's exchange of files has left there
 
     @override
     def prepare_server(self, module: L.LightningModule, *, global_branch: bool) -> None:

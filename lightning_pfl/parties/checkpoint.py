@@ -29,10 +29,10 @@ from lightning_pfl.types import Personalized, SharedTensors
 
 __all__ = ["PartyCheckpoint", "Place"]
 
-_PLACE = "parties"
-_PROBE = "RelevanceProbe"  # its key among the callbacks' states
+_PLACE = "party"
+_CALLBACK, _PROBE = "CoLoRA", "RelevanceProbe"  # their keys among the callbacks' states
 _SCHEMA = Schema(
-    "The entry `parties` of a checkpoint",
+    "What a checkpoint says of a party's place in a run",
     {
         "type": "object",
         "required": ["run", "party", "round", "previous", "step"],
@@ -149,7 +149,7 @@ class PartyCheckpoint:
         Raises:
             CheckpointMismatchError: the checkpoint is of another run or party.
         """
-        entry = self.content.get(_PLACE)
+        entry = self._callback(_CALLBACK).get("passed_on", {}).get(_PLACE)
         if entry is None:
             return Place.at_start(roster, party)
         _SCHEMA.check(entry, self.where)
@@ -167,7 +167,7 @@ class PartyCheckpoint:
 
     def sketch(self) -> Tensor | None:
         """The mean of what a `RelevanceProbe` has sketched since the last message was taken in; None without one."""
-        state = self._probe
+        state = self._callback(_PROBE)
         total, count = state.get("total"), state.get("count")
         if total is None:
             return None
@@ -195,12 +195,11 @@ class PartyCheckpoint:
             state = with_global(state, self.config, personalized.frozen)
         if personalized.start is not None:
             state = with_local(state, self.config, personalized.start)
-        content = {**self.content, self._state_key: state, _PLACE: vars(place)}
-        if self._probe:  # what was sent must not count again
-            content["callbacks"] = {
-                **self.content["callbacks"], _PROBE: {**self._probe, "total": None, "count": 0}
-            }  # fmt: skip
-        return replace(self, content=content)
+        callbacks = dict(self.content.get("callbacks", {}))
+        callbacks[_CALLBACK] = {**self._callback(_CALLBACK), "passed_on": {_PLACE: vars(place)}}
+        if probe := self._callback(_PROBE):  # what was sent must not count again
+            callbacks[_PROBE] = {**probe, "total": None, "count": 0}
+        return replace(self, content={**self.content, self._state_key: state, "callbacks": callbacks})
 
     @property
     def _state_key(self) -> str:
@@ -214,11 +213,12 @@ class PartyCheckpoint:
             raise ValueError(f"`{self.where}` must hold the module's tensors under `{self._state_key}`, but does not.")
         return state
 
-    @property
-    def _probe(self) -> Mapping[str, Any]:
-        callbacks = self.content.get("callbacks")
-        state = callbacks.get(_PROBE) if isinstance(callbacks, Mapping) else None
-        return state if isinstance(state, Mapping) else {}
+    def _callback(self, name: str) -> Mapping[str, Any]:
+        callbacks = self.content.get("callbacks", {})
+        state = callbacks.get(name, {}) if isinstance(callbacks, Mapping) else None
+        if not isinstance(state, Mapping) or not isinstance(state.get("passed_on", {}), Mapping):
+            raise ValueError(f"`{self.where}` holds a state of the callback `{name}` that cannot be read.")
+        return state
 
 
 def _loaded(content: bytes, where: str) -> Mapping[str, Any]:
