@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lightning_pfl.__about__ import __version__
+from lightning_pfl.errors import FederationError
+from lightning_pfl.parties import commands as parties
 
 __all__ = ["align", "demo", "main"]
 
@@ -123,9 +126,29 @@ def main(args: Sequence[str] | None = None) -> None:
         for flag, help_ in flags.items():
             command.add_argument(f"--{flag}", action="store_true", help=help_)
         commands.add_subcommand(function.__name__, command, help=command.description)
+    of_round = ArgumentParser(description="A round of parties that exchange signed files.")
+    commands.add_subcommand("round", of_round, help=of_round.description)
+    steps = of_round.add_subcommands(required=True)
+    for step in _ROUND:
+        command = ArgumentParser(description=(step.__doc__ or "").split("\n", 1)[0])
+        command.add_function_arguments(step, as_positional=False)
+        steps.add_subcommand(step.__name__, command, help=command.description)
     chosen = parser.parse_args(args)
+    if chosen.subcommand == "round":
+        _run_round(parser.instantiate(chosen)["round"])
+        return
     function = next(function for function in _COMMANDS if function.__name__ == chosen.subcommand)
     function(**chosen[chosen.subcommand].as_dict())
+
+
+def _run_round(chosen: Any) -> None:
+    """Run one step of a round; what is wrong with files or arguments is a message and an exit code, no traceback."""
+    step = next(step for step in _ROUND if step.__name__ == chosen["subcommand"])
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    try:
+        sys.stdout.write(step(**vars(chosen[chosen["subcommand"]])) + "\n")
+    except (FederationError, ValueError, OSError, ImportError) as error:
+        sys.exit(f"lightning-pfl round {step.__name__}: {error}")
 
 
 _COMMANDS: Mapping[Callable[..., None], Mapping[str, str]] = {
@@ -133,6 +156,9 @@ _COMMANDS: Mapping[Callable[..., None], Mapping[str, str]] = {
     align: {"overwrite": "Replace an alignment that is in the folder already."},
 }
 """Per command, which of its arguments are flags, with their help."""
+
+_ROUND: Sequence[Callable[..., str]] = (parties.keys, parties.roster, parties.export, parties.aggregate, parties.apply)
+"""Commands of a round of parties."""
 
 
 if __name__ == "__main__":

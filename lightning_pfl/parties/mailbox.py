@@ -58,9 +58,7 @@ class Sealed:
     def of(message: Update | Mixture, signer: Signer) -> Sealed:
         """Sign a message."""
         manifest, tensors = message.to_files()
-        text = as_text(
-            {**manifest, "tensors": {"sha256": hashlib.sha256(tensors).hexdigest(), "nbytes": len(tensors)}}
-        )
+        text = as_text({**manifest, "tensors": {"sha256": hashlib.sha256(tensors).hexdigest(), "nbytes": len(tensors)}})
         return Sealed(text, signer.sign(text), tensors)
 
 

@@ -251,7 +251,9 @@ def _loaded(tensors: bytes, where: str) -> dict[str, Tensor]:
     try:
         held: dict[str, Tensor] = load(tensors)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:  # KeyError: a dtype that torch lacks
-        raise ValueError(f"`{where}` must hold tensors in the safetensors format, but does not: {error!s:.300}.") from None
+        raise ValueError(
+            f"`{where}` must hold tensors in the safetensors format, but does not: {error!s:.300}."
+        ) from None
     for name, tensor in held.items():
         if tensor.dtype != torch.float32:
             raise ValueError(f"All tensors in `{where}` must be float32, but `{name}` is {tensor.dtype}.")

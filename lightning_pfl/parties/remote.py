@@ -103,13 +103,12 @@ class RemoteServer(Aggregator):
             )
         since, previous = state.get("round", 0), state.get("previous", roster.digest)
         ahead = self._mailbox.last_mixture(self._party, since=since, previous=previous)
-        mine = self._mailbox.update(self._party, since)
-        if ahead is not None and mine is None:  # rounds that went on without this party
-            since, previous = ahead.manifest["round"] + 1, ahead.digest
+        if ahead is not None and not self._has_sent(range(since, ahead.manifest["round"] + 1)):
+            since, previous, ahead = ahead.manifest["round"] + 1, ahead.digest, None
             _LOG.warning("The server has gone on without `%s`; its update counts in round %d.", self._party, since)
-            ahead = None
         if ahead is None:
-            send(Update(roster.run, previous, replace(update, round=since)), self._mailbox, self._signer, overwrite=False)
+            message = Update(roster.run, previous, replace(update, round=since))
+            send(message, self._mailbox, self._signer, overwrite=False)
         letter = self._wait(since, previous)
         mixture = self._mailbox.read_mixture(letter)
         notes = list(mixture.notes)
@@ -122,6 +121,10 @@ class RemoteServer(Aggregator):
             client_ids=(self._party,),
             notes=notes,
         )
+
+    def _has_sent(self, rounds: range) -> bool:
+        """Whether an answer may be one to this party; a run that goes on from a checkpoint does not remember."""
+        return any(self._mailbox.update(self._party, round) is not None for round in rounds)
 
     def _wait(self, since: int, previous: str) -> Letter:
         start = time.monotonic()

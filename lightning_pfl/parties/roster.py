@@ -71,7 +71,9 @@ class Roster:
         folded: dict[str, str] = {}
         for party in self.parties:
             if (other := folded.setdefault(party.lower(), party)) != party:
-                raise ValueError(f"Two parties are called `{other}` and `{party}`, which some file systems do not tell.")
+                raise ValueError(
+                    f"Two parties are called `{other}` and `{party}`, which some file systems do not tell."
+                )
 
     @property
     def digest(self) -> str:

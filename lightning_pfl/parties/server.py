@@ -166,7 +166,9 @@ class Server:
             aggregator=aggregation.state,
             measures=inspection.measures,
             known={**state.known, **{u.client_id: _known(updates[u.client_id]) for u in inspection.accepted}},
-            sketch_size=next((u.sketch.numel() for u in inspection.accepted if u.sketch is not None), state.sketch_size),
+            sketch_size=next(
+                (u.sketch.numel() for u in inspection.accepted if u.sketch is not None), state.sketch_size
+            ),
             issued=dict(state.issued),
         )
         for party in sorted(self._roster.parties):
@@ -319,9 +321,7 @@ def _start(update: Update | None, sent: Personalized, before: Mapping[str, Any] 
         return own or sent.start
     return SharedTensors(
         common=FlatTensors.pack({**own.common.unpack(), **sent.start.common.unpack()}),
-        same_architecture=FlatTensors.pack(
-            {**own.same_architecture.unpack(), **sent.start.same_architecture.unpack()}
-        ),
+        same_architecture=FlatTensors.pack({**own.same_architecture.unpack(), **sent.start.same_architecture.unpack()}),
     )
 
 

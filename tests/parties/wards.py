@@ -1,12 +1,14 @@
 """Three parties of two widths with their own data in a fixed order, and the ways in which they can run rounds."""
 
+from dataclasses import replace
 from functools import partial
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_pfl import Client, CoLoRA, RelevanceProbe
+from lightning_pfl import Client, CoLoRA, RelevanceProbe, inject
+from lightning_pfl.callbacks.checkpoints import describe
 from lightning_pfl.parties import Mailbox, Roster, Server, Signer, apply, export, make_key
 from lightning_pfl.relevance import GradientProbe
 from tests.federation.tiny import Blocks, WideBlocks, dataset
@@ -98,3 +100,30 @@ class Run:
 
     def apply(self, party, **arguments):
         return apply(self.checkpoint(party), self.mailbox, party, **arguments)
+
+
+def checkpoint_of(model, *, step=3, values=0.0, sketch=None, global_branch=True, **entries):
+    """What Lightning would save of a module after some steps, without training it."""
+    module = model()
+    inject(module, replace(colora().config, global_branch=global_branch), train_also=["head"])
+    for name, parameter in module.named_parameters():
+        if "colora_P" in name:
+            torch.nn.init.constant_(parameter, values)
+    probe_state = {} if sketch is None else {"RelevanceProbe": {"total": 2 * sketch, "count": 2}}
+    return {
+        "global_step": step,
+        "state_dict": dict(module.state_dict()),
+        "callbacks": {"CoLoRA": {"passed_on": {}}, **probe_state},
+        "colora": describe(module),
+        **entries,
+    }
+
+
+def train_on(path, *, step, values):
+    """Change a checkpoint as training would."""
+    checkpoint = torch.load(path, weights_only=True)
+    state = {
+        name: torch.full_like(tensor, values) if ".colora_P." in name else tensor
+        for name, tensor in checkpoint["state_dict"].items()
+    }
+    torch.save({**checkpoint, "global_step": step, "state_dict": state}, path)
