@@ -22,6 +22,7 @@ from lightning_pfl.adapters import (
     export_merged,
     from_reference,
     inject,
+    load_adapter,
     merged_state,
     to_reference,
 )
@@ -206,6 +207,7 @@ __all__ = [
     "fit_pq",
     "from_reference",
     "inject",
+    "load_adapter",
     "load_from_checkpoint",
     "merged_state",
     "partition_by_key",

@@ -9,6 +9,7 @@ from lightning_pfl.adapters.export import export_adapter
 from lightning_pfl.adapters.gates import Additive, Combine, Convex, GatePolicy, InputGate, StaticGate
 from lightning_pfl.adapters.injection import InjectionReport, add_global_branch, config_of, inject
 from lightning_pfl.adapters.layer import CoLoraConv, CoLoraLayer, CoLoraLinear
+from lightning_pfl.adapters.manifest import load_adapter
 from lightning_pfl.adapters.merged import AsClass, DropBias, NoBiasPolicy, RefuseBias, export_merged, merged_state
 from lightning_pfl.adapters.model import CoLoraModel
 from lightning_pfl.adapters.placement import Address, Placement, place
@@ -61,6 +62,7 @@ __all__ = [
     "export_merged",
     "from_reference",
     "inject",
+    "load_adapter",
     "load_global",
     "load_local",
     "merged_state",

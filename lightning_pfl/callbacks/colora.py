@@ -171,13 +171,17 @@ class CoLoRA(Exchange):
         return [group for group in groups if group["params"]]
 
     @staticmethod
-    def export(module: nn.Module, path: str | Path) -> None:
+    def export(
+        module: nn.Module, path: str | Path, *, client: str | None = None, round: int | None = None
+    ) -> None:
         """Write the adapter as a PEFT folder, which ``PeftModel.from_pretrained(base_model, path)`` reads.
 
         Args:
             module: a module with adapters. If one transformers model inside holds them all, the folder is for that
                 model; else for a module built like this one.
             path: the folder; made if it is not there.
+            client: whose adapter the folder's manifest says it is.
+            round: of which round the manifest says it is, from 0.
 
         Raises:
             ValueError: the module holds no adapters.
@@ -187,9 +191,9 @@ class CoLoRA(Exchange):
             if isinstance(child, PreTrainedModel) and all(
                 name.startswith(f"{inner}." if inner else "") for name in names
             ):
-                export_adapter(child, path)
+                export_adapter(child, path, client=client, round=round)
                 return
-        export_adapter(module, path)
+        export_adapter(module, path, client=client, round=round)
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -246,8 +250,8 @@ class CoLoRA(Exchange):
         _check_namespace(module)
         if self.global_branch and not global_branch:
             raise ValueError(
-                "`CoLoRA(global_branch=True)` asks for a server's mixture beside the adapter, but the aggregator of this "
-                "federation sends none. Leave it out (a federation says itself whether there is one), or use an "
+                "`CoLoRA(global_branch=True)` asks for a server's mixture beside the adapter, but the aggregator of "
+                "this federation sends none. Leave it out (a federation says itself whether there is one), or use an "
                 "aggregator with a global branch."
             )
         self._global_branch = global_branch

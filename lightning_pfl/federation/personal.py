@@ -81,7 +81,7 @@ def export(rounds: Rounds, client_id: str, path: Path) -> Path:
     trainer, module = _build(rounds, client_id)
     adapters = [callback for callback in callbacks_of(trainer) if isinstance(callback, CoLoRA)]
     if adapters:
-        adapters[0].export(module, path)
+        adapters[0].export(module, path, client=client_id, round=rounds.round)
     strategy = trainer.strategy
     assert isinstance(strategy, ClientStrategy)
     if strategy.share or not adapters:

@@ -42,7 +42,11 @@ def test_an_injected_module_is_read_back_by_peft_with_the_same_output(tmp_path, 
 
     export_adapter(model, tmp_path / "adapter")
 
-    assert {p.name for p in (tmp_path / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {p.name for p in (tmp_path / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_manifest.json",
+        "adapter_model.safetensors",
+    }
     loaded = read(build(), tmp_path / "adapter", low_cpu_mem_usage=low_cpu_mem_usage)
     # tensors that lie in the file's memory may be aligned otherwise, which costs a product its last bit
     exact = {"atol": 1e-6, "rtol": 1e-6} if low_cpu_mem_usage else {"atol": 0, "rtol": 0}
