@@ -10,15 +10,25 @@ import fnmatch
 import importlib
 import io
 import logging
+import lzma
+import re
 import shutil
 import subprocess
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 logger = logging.getLogger(__name__)
+
+
+_DAMAGED = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError),
+    *(ValueError, IndexError, OverflowError),  # what the readers make of damaged numbers and names
+    *(NotImplementedError, RuntimeError),  # zipfile: a method of packing that it lacks, a password
+)
 
 
 class ArchiveError(ValueError):
@@ -60,7 +70,9 @@ def unpack(archive: Path, folder: Path, *, members: Sequence[str] = ("*",)) -> i
                 written = _unpack_tar(data, folder, members)
         else:
             raise ArchiveError(f"{archive.name} must end in .whl, .zip, .tgz, .tar.* or .deb to be unpacked.")
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+    except ArchiveError:
+        raise
+    except _DAMAGED as error:
         raise ArchiveError(f"{archive} cannot be read as an archive: {error}. Delete it to fetch it again.") from error
     if not written:
         raise ArchiveError(f"{archive} holds no file that matches {list(members)}.")
@@ -91,7 +103,9 @@ def _ar_members(path: Path) -> Iterator[tuple[str, bytes]]:
         while header := stream.read(60):
             if len(header) < 60 or header[58:] != b"`\n":
                 raise ArchiveError(f"{path} has a damaged ar header. Delete it to fetch it again.")
-            name = header[:16].decode("ascii").strip().rstrip("/")
+            name = header[:16].decode("ascii", "replace").strip().rstrip("/")
+            if not header[48:58].strip().isdigit():
+                raise ArchiveError(f"{path} has a damaged ar header. Delete it to fetch it again.")
             size = int(header[48:58])
             content = stream.read(size)
             if len(content) < size:
@@ -125,10 +139,9 @@ def _unpack_tar(archive: tarfile.TarFile, folder: Path, members: Sequence[str]) 
         if not member.isfile():
             links += not member.isdir()
             continue
-        try:
-            archive.extract(member, folder, set_attrs=False, filter="data")
-        except tarfile.FilterError as error:
-            raise ArchiveError(f"{folder.name} would hold {member.name!r}, which lies outside its folder.") from error
+        if not _is_inside(name):
+            raise ArchiveError(f"{folder.name} would hold {member.name!r}, which lies outside its folder.")
+        archive.extract(member, folder, set_attrs=False, filter="data")
         written += 1
     if links:
         logger.info("%s: %d links were left out", folder.name, links)
@@ -141,7 +154,7 @@ def _unpack_zip(path: Path, folder: Path, members: Sequence[str]) -> int:
         for name in archive.namelist():
             if name.endswith("/") or not _wanted(name, members):
                 continue
-            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            if not _is_inside(name):
                 raise ArchiveError(f"{path} holds {name!r}, which lies outside its folder.")
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -149,6 +162,12 @@ def _unpack_zip(path: Path, folder: Path, members: Sequence[str]) -> int:
                 _copy(source, sink)
             written += 1
     return written
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a member's name stays in the folder, on any system: no root, no drive, no climbing."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    return bool(parts) and not re.match("[A-Za-z]:", parts[0]) and not {"/", "//", ".."} & set(parts)
 
 
 def _copy(source: IO[bytes], sink: IO[bytes]) -> None:

@@ -1,5 +1,7 @@
 """Archives are read without dpkg or npm, and never write outside their folder."""
 
+import io
+import stat
 import tarfile
 import zipfile
 
@@ -46,7 +48,7 @@ def test_an_npm_tarball_and_a_wheel_are_unpacked(tmp_path, make_tgz, make_wheel)
     assert (tmp_path / "wheel/p/b.bin").read_bytes() == b"b"
 
 
-@pytest.mark.parametrize("name", ["../evil", "x/../../evil"])
+@pytest.mark.parametrize("name", ["../evil", "x/../../evil", "/evil", "//evil", "..\\evil", "C:evil"])
 def test_a_member_outside_its_folder_is_refused(tmp_path, make_tgz, name):
     make_tgz(tmp_path / "p.tgz", {name: b"evil"})
     with zipfile.ZipFile(tmp_path / "p.whl", "w") as wheel:
@@ -95,3 +97,43 @@ def test_a_zstd_package_is_read_or_says_what_to_install(tmp_path, make_deb, monk
 
 def _no_module(name):
     raise ImportError(name)
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_are_left_out_and_nothing_is_written_through_them(tmp_path, kind):
+    """A link to a folder outside comes first, then a file below it."""
+    (tmp_path / "outside").mkdir()
+    link = _link("way", str(tmp_path / "outside"))
+    link.type = kind
+    with tarfile.open(tmp_path / "p.tgz", "w:gz") as archive:
+        archive.addfile(link)
+        member = tarfile.TarInfo("way/evil")
+        member.size = 4
+        archive.addfile(member, io.BytesIO(b"evil"))
+
+    assert unpack(tmp_path / "p.tgz", tmp_path / "out") == 1
+
+    assert not list((tmp_path / "outside").iterdir())
+    assert (tmp_path / "out" / "way").is_dir()
+    assert not (tmp_path / "out" / "way").is_symlink()
+    assert (tmp_path / "out" / "way" / "evil").is_file()
+
+
+def test_a_link_in_a_wheel_is_only_its_text(tmp_path):
+    with zipfile.ZipFile(tmp_path / "p.whl", "w") as wheel:
+        link = zipfile.ZipInfo("way")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        wheel.writestr(link, "/etc")
+
+    unpack(tmp_path / "p.whl", tmp_path / "out")
+
+    assert not (tmp_path / "out" / "way").is_symlink()
+    assert (tmp_path / "out" / "way").read_text() == "/etc"
+
+
+@pytest.mark.parametrize("size", [b"-5        ", b"x         ", b"          "])
+def test_a_debian_package_with_a_size_that_is_none_is_refused(tmp_path, size):
+    header = b"debian-binary   " + b"0           0     0     100644  " + size + b"`\n"
+    (tmp_path / "p.deb").write_bytes(b"!<arch>\n" + header + b"2.0\n")
+    with pytest.raises(ArchiveError, match="damaged ar header"):
+        unpack(tmp_path / "p.deb", tmp_path / "out")

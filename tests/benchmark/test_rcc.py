@@ -41,3 +41,26 @@ def test_another_file_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match="must start with 'qres'"):
         list(read_rcc(tmp_path / "x.rcc"))
+
+
+def test_a_tree_that_bites_its_tail_is_refused(tmp_path):
+    """The root's first child is the root: a reader that trusts it never ends."""
+    blob = bytearray(_rcc(1))
+    struct.pack_into(">I", blob, 20 + 10, 0)
+    (tmp_path / "x.rcc").write_bytes(blob)
+    with pytest.raises(ValueError, match="lies in two folders"):
+        list(read_rcc(tmp_path / "x.rcc"))
+
+
+def test_a_name_that_climbs_is_refused(tmp_path):
+    blob = _rcc(1).replace("a.txt".encode("utf-16-be"), "../ab".encode("utf-16-be"))
+    (tmp_path / "x.rcc").write_bytes(blob)
+    with pytest.raises(ValueError, match="no name of one"):
+        list(read_rcc(tmp_path / "x.rcc"))
+
+
+@pytest.mark.parametrize("length", range(4, 140, 7))
+def test_a_file_that_was_cut_is_refused(tmp_path, length):
+    (tmp_path / "x.rcc").write_bytes(_rcc(1)[:length])
+    with pytest.raises(ValueError, match=r"damaged|no name|must start"):
+        list(read_rcc(tmp_path / "x.rcc"))
