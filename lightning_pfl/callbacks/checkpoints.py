@@ -8,6 +8,7 @@ else is: a tensor that is missing for any other reason is an error.
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
@@ -165,8 +166,9 @@ def load_from_checkpoint(
         path: a checkpoint of a Trainer with `CoLoRA`, full or with adapters only; any fsspec URL.
         config: of the adapters; None: as the checkpoint says.
         map_location: where the tensors go.
-        weights_only: refuse checkpoints that would run code. Hyperparameters that are not plain values need False;
-            then the file must be one that you trust.
+        weights_only: refuse checkpoints that would run code. Hyperparameters that are not plain values, or that
+            LightningCLI saved as names of classes and functions to import, need False; then the file must be one that
+            you trust.
         arguments: for the module's ``__init__``, over the saved ones.
 
     Returns:
@@ -174,12 +176,12 @@ def load_from_checkpoint(
 
     Raises:
         CheckpointMismatchError: a checkpoint of other adapters than ``config`` asks for, or of another base model.
-        ValueError: a checkpoint with adapters that does not say which, and no ``config``.
+        ValueError: a checkpoint with adapters that does not say which, and no ``config``; a file that is damaged, or
+            that would run code.
         RuntimeError: tensors that are missing or do not fit, as from ``load_state_dict``.
     """
-    with fsspec.open(str(path), "rb") as file:
-        checkpoint = torch.load(file, map_location=map_location, weights_only=weights_only)
-    module = _build(module_class, checkpoint, arguments)
+    checkpoint = _read(str(path), map_location, weights_only)
+    module = _build(module_class, checkpoint, arguments, weights_only)
     module.configure_model()
     about = checkpoint.get(KEY)
     if about is None and config is None:
@@ -236,11 +238,37 @@ def _fill(module: L.LightningModule, checkpoint: MutableMapping[str, Any]) -> No
             checkpoint[key] = {**checkpoint[key], **missing}
 
 
-def _build(module_class: type[Module], checkpoint: Mapping[str, Any], arguments: Mapping[str, Any]) -> Module:
+def _read(path: str, map_location: torch.device | str, weights_only: bool) -> dict[str, Any]:
+    with fsspec.open(path, "rb") as file:
+        content = io.BytesIO(file.read())
+    try:
+        checkpoint = torch.load(content, map_location=map_location, weights_only=weights_only)
+    except Exception as error:  # torch's readers raise whatever a damaged file makes of them
+        told = next(iter(str(error).splitlines()), "")
+        raise ValueError(
+            f"`{path}` cannot be loaded as a checkpoint of tensors and plain values: it is damaged, or loading it would "
+            f"run code, which takes weights_only=False. {type(error).__name__}: {told:.300}"
+        ) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise ValueError(f"`{path}` must hold a Lightning checkpoint, but has no `state_dict`.")
+    if not isinstance(checkpoint.get(KEY, {}), dict):
+        raise ValueError(f"`{path}` describes its adapters by a {type(checkpoint[KEY]).__name__}, not a dict.")
+    return checkpoint
+
+
+def _build(
+    module_class: type[Module], checkpoint: Mapping[str, Any], arguments: Mapping[str, Any], weights_only: bool
+) -> Module:
     """The module as its saved hyperparameters describe it."""
     saved = dict(checkpoint.get(module_class.CHECKPOINT_HYPER_PARAMS_KEY, {}))
+    saved = {name: value for name, value in saved.items() if name not in arguments}
     by_cli = saved.pop("_instantiator", None)
     if by_cli == _INSTANTIATOR:
+        if weights_only and (names := _names_code(module_class, saved)):
+            raise ValueError(
+                f"The checkpoint's hyperparameters {names} name classes or functions to import and call, as LightningCLI "
+                "writes them. If you trust the file, pass weights_only=False; else pass these arguments yourself."
+            )
         from lightning.pytorch.cli import instantiate_module  # needs the `cli` extra, as the run that saved this did
 
         built: Module = instantiate_module(module_class, {**saved, **arguments})
@@ -252,3 +280,21 @@ def _build(module_class: type[Module], checkpoint: Mapping[str, Any], arguments:
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         saved = {name: value for name, value in saved.items() if name in parameters}
     return module_class(**{**saved, **arguments})
+
+
+def _names_code(module_class: type, saved: Mapping[str, Any]) -> list[str]:
+    """Hyperparameters from which jsonargparse would import something."""
+    parameters = inspect.signature(module_class.__init__).parameters
+    wanted = {name: str(parameter.annotation) for name, parameter in parameters.items()}
+    takes_code = {name for name, text in wanted.items() if "Callable" in text or "type[" in text.lower()}
+    return [
+        name
+        for name, value in saved.items()
+        if _holds_class_path(value) or (name in takes_code and value is not None)
+    ]
+
+
+def _holds_class_path(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return "class_path" in value or any(_holds_class_path(item) for item in value.values())
+    return isinstance(value, (list, tuple)) and any(_holds_class_path(item) for item in value)

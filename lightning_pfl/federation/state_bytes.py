@@ -67,7 +67,16 @@ def unpack(packed: bytes) -> Any:
         raise ValueError("These bytes are no client's state: they do not start as one does.")
     start = len(_MAGIC) + 8
     end = start + int.from_bytes(packed[len(_MAGIC) : start], "little")
-    return _Unpickler(io.BytesIO(packed[start:end]), bytearray(packed[end:])).load()
+    try:
+        return _Unpickler(io.BytesIO(packed[start:end]), bytearray(packed[end:])).load()
+    except _ForeignObject:
+        raise
+    except Exception as error:  # pickle raises whatever damaged bytes make of it
+        raise ValueError(f"These bytes are no client's state: they are damaged ({type(error).__name__}: {error}).") from None
+
+
+class _ForeignObject(TypeError):
+    """The bytes name something that might run code."""
 
 
 @final
@@ -120,7 +129,7 @@ class _Unpickler(pickle.Unpickler):
             )
             if path == f"{module}.{name}":
                 return found
-        raise TypeError(
+        raise _ForeignObject(
             f"The state refers to `{module}.{name}`, which is none of tensors, numbers, strings and containers, so it "
             "is not loaded: loading it might run code."
         )

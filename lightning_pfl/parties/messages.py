@@ -241,7 +241,7 @@ def as_text(manifest: Mapping[str, Any]) -> bytes:
 
 def _named(shared: SharedTensors, prefix: str) -> dict[str, Tensor]:
     return {
-        f"{prefix}{part}/{name}": tensor.contiguous()
+        f"{prefix}{part}/{name}": tensor.clone()  # one mixture may go into both branches, and files share no memory
         for part in _PARTS
         for name, tensor in getattr(shared, part).unpack().items()
     }

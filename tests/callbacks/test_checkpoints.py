@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import lightning as L
 import pytest
@@ -430,8 +431,42 @@ def test_a_checkpoint_saved_under_lightning_cli_loads(tmp_path):
     )
     (path,) = tmp_path.glob("checkpoints/*.ckpt")
 
-    loaded = load_from_checkpoint(Built, path)
+    with pytest.raises(ValueError, match="'activation'.* name classes or functions"):  # which a stranger may have chosen
+        load_from_checkpoint(Built, path)
+    loaded = load_from_checkpoint(Built, path, weights_only=False)
 
     assert loaded.hparams.lr == 0.03
     assert loaded.activation.beta == 2
     assert any(p.abs().sum() > 0 for p in adapter_parameters(loaded).pq.values())
+
+
+class _Called(Plain):
+    def __init__(self, width: int = 6, done: Callable[[], None] | None = None) -> None:
+        super().__init__(width)
+
+
+@pytest.mark.parametrize(
+    "named", [{"done": "os.getcwd"}, {"width": {"class_path": "subprocess.Popen", "init_args": {"args": ["true"]}}}]
+)
+def test_hyperparameters_that_name_code_are_not_imported(tmp_path, named):
+    """LightningCLI saves classes and functions by their names; a file from elsewhere could name any."""
+    module = _Called()
+    inject(module, CoLoraConfig(r=2, num_blocks=1))
+    checkpoint = {
+        "state_dict": module.state_dict(),
+        "hyper_parameters": {**named, "_instantiator": "lightning.pytorch.cli.instantiate_module"},
+        "colora": describe(module),
+    }
+    torch.save(checkpoint, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=f"{list(named)[0]}.*name classes or functions"):
+        load_from_checkpoint(_Called, tmp_path / "x.ckpt")
+    load_from_checkpoint(_Called, tmp_path / "x.ckpt", done=None, width=6)
+
+
+def test_a_damaged_checkpoint_says_so(tmp_path):
+    (tmp_path / "x.ckpt").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(ValueError, match="damaged, or loading it would run code"):
+        load_from_checkpoint(Plain, tmp_path / "x.ckpt")
+    torch.save([1], tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match="no `state_dict`"):
+        load_from_checkpoint(Plain, tmp_path / "x.ckpt")

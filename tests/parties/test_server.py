@@ -11,6 +11,7 @@ from lightning_pfl import (
     FederationError,
     RejectedUpdateError,
     RelevanceAggregator,
+    Uniform,
     UniformAggregator,
     UpdateGuard,
 )
@@ -263,3 +264,12 @@ def test_only_the_rosters_server_can_sign_mixtures(run):
     with pytest.raises(ValueError, match="names .* as the server's"):
         Server(run.roster, run.mailbox, run.folder / "server", run.signer("a"))
     assert apply(run.checkpoint("a"), run.mailbox, "a") is None
+
+
+def test_a_newcomer_may_get_one_mixture_for_both_branches(run):
+    run.aggregator = UniformAggregator(warm_start=Uniform(include_self=True))
+    run.export("a"), run.export("b")
+    run.server().round(quorum=2)
+    run.apply("c")
+    assert frozen_P(run, "c") == {1.5}
+    assert PartyCheckpoint.read(run.checkpoint("c")).shared().common.vector.max() == 1.5
