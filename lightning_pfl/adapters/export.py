@@ -33,8 +33,8 @@ def export_adapter(
 ) -> None:
     """Write the adapter of a module into a folder that ``PeftModel.from_pretrained(base, path)`` reads.
 
-    So does `load_adapter`, which also checks by the folder's manifest that nothing is damaged and that the base model is
-    the one the adapter was trained on.
+    So does `load_adapter`, which also checks by the folder's manifest that nothing is damaged and that the base model
+    is the one the adapter was trained on.
 
     Args:
         module: a module with adapters. The folder fits a base model of the same structure, so for a model that stands

@@ -170,8 +170,8 @@ def _check_base(module: nn.Module, base: Mapping[str, Any], identity: str, folde
     dtype, weights = _base_weights(module, names)
     if dtype == base["dtype"] and weights != base["weights"]:
         raise ValueError(
-            f"The adapter in `{folder}` was trained on other weights than this {type(module).__name__} has in the layers "
-            f"that it adapts. Load it into its own base model, `{base['name_or_path'] or base['identity']}`, or use "
+            f"The adapter in `{folder}` was trained on other weights than this {type(module).__name__} has in the "
+            f"layers that it adapts. Load it into its own base model, `{base['name_or_path'] or base['identity']}`, or use "
             "`PeftModel.from_pretrained`, which does not ask."
         )
 
@@ -195,7 +195,9 @@ def _loaded(content: bytes, where: Path) -> dict[str, Tensor]:
     try:
         loaded: dict[str, Tensor] = load(content)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise ValueError(f"`{where}` must hold tensors in the safetensors format, but does not: {error!s:.300}.") from None
+        raise ValueError(
+            f"`{where}` must hold tensors in the safetensors format, but does not: {error!s:.300}."
+        ) from None
     return loaded
 
 

@@ -246,8 +246,8 @@ def _read(path: str, map_location: torch.device | str, weights_only: bool) -> di
     except Exception as error:  # torch's readers raise whatever a damaged file makes of them
         told = next(iter(str(error).splitlines()), "")
         raise ValueError(
-            f"`{path}` cannot be loaded as a checkpoint of tensors and plain values: it is damaged, or loading it would "
-            f"run code, which takes weights_only=False. {type(error).__name__}: {told:.300}"
+            f"`{path}` cannot be loaded as a checkpoint of tensors and plain values: it is damaged, or loading it "
+            f"would run code, which takes weights_only=False. {type(error).__name__}: {told:.300}"
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(f"`{path}` must hold a Lightning checkpoint, but has no `state_dict`.")
@@ -266,8 +266,8 @@ def _build(
     if by_cli == _INSTANTIATOR:
         if weights_only and (names := _names_code(module_class, saved)):
             raise ValueError(
-                f"The checkpoint's hyperparameters {names} name classes or functions to import and call, as LightningCLI "
-                "writes them. If you trust the file, pass weights_only=False; else pass these arguments yourself."
+                f"The checkpoint's hyperparameters {names} name classes or functions to import and call, as "
+                "LightningCLI writes them. If you trust the file, pass weights_only=False; else pass these arguments yourself."
             )
         from lightning.pytorch.cli import instantiate_module  # needs the `cli` extra, as the run that saved this did
 
@@ -288,9 +288,7 @@ def _names_code(module_class: type, saved: Mapping[str, Any]) -> list[str]:
     wanted = {name: str(parameter.annotation) for name, parameter in parameters.items()}
     takes_code = {name for name, text in wanted.items() if "Callable" in text or "type[" in text.lower()}
     return [
-        name
-        for name, value in saved.items()
-        if _holds_class_path(value) or (name in takes_code and value is not None)
+        name for name, value in saved.items() if _holds_class_path(value) or (name in takes_code and value is not None)
     ]
 
 

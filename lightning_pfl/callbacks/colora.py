@@ -171,9 +171,7 @@ class CoLoRA(Exchange):
         return [group for group in groups if group["params"]]
 
     @staticmethod
-    def export(
-        module: nn.Module, path: str | Path, *, client: str | None = None, round: int | None = None
-    ) -> None:
+    def export(module: nn.Module, path: str | Path, *, client: str | None = None, round: int | None = None) -> None:
         """Write the adapter as a PEFT folder, which ``PeftModel.from_pretrained(base_model, path)`` reads.
 
         Args:

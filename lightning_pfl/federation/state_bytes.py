@@ -72,7 +72,9 @@ def unpack(packed: bytes) -> Any:
     except _ForeignObject:
         raise
     except Exception as error:  # pickle raises whatever damaged bytes make of it
-        raise ValueError(f"These bytes are no client's state: they are damaged ({type(error).__name__}: {error}).") from None
+        raise ValueError(
+            f"These bytes are no client's state: they are damaged ({type(error).__name__}: {error})."
+        ) from None
 
 
 class _ForeignObject(TypeError):

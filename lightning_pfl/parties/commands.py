@@ -1,4 +1,4 @@
-"""``lightning-pfl round ...``: a round of parties from the command line. Each function is a command and says what it did.
+"""``lightning-pfl round ...``: a round of parties from the command line. Each function is a command.
 
 Start at `export`, `aggregate` and `apply`, the three of every round; `keys` and `roster` come once, before the first.
 """

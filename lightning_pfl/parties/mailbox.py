@@ -131,6 +131,8 @@ class Mailbox:
             FederationError, ValueError: as `update`.
         """
         found = None
+        if previous == self.roster.digest:  # a party that joins finds its first one wherever the run is by then
+            since = min((round for round in self._rounds(party) if round >= since), default=since)
         while (letter := self.mixture(party, since)) is not None:
             _require_follows(letter, previous, "the server's message before it, or this roster")
             found, previous, since = letter, letter.digest, since + 1
@@ -164,6 +166,15 @@ class Mailbox:
         ):
             write_whole(self._files, f"{folder}/{name}", content)
         return folder
+
+    def _rounds(self, party: str) -> list[int]:
+        """For which rounds there is a mixture."""
+        try:
+            paths = self._files.glob(f"{self._root}/{party}/round-*/{MIXTURE}/manifest.json")
+        except FileNotFoundError:
+            return []
+        names = [path.split("/")[-3].removeprefix("round-") for path in paths]
+        return [int(name) for name in names if name.isdigit() and len(name) < 12]
 
     def _folder(self, kind: str, party: str, round: int) -> str:
         return f"{self._root}/{party}/round-{round:05d}/{kind}"
@@ -205,8 +216,8 @@ class Mailbox:
             raise WrongMessageError(f"`{where}` is not there, although its manifest is.") from None
         if found != about["nbytes"] or hashlib.sha256(content).hexdigest() != about["sha256"]:
             raise WrongMessageError(
-                f"`{where}` must be the {about['nbytes']} bytes that its manifest names by their sha256, but is not: it "
-                "was damaged or exchanged. Fetch it again."
+                f"`{where}` must be the {about['nbytes']} bytes that its manifest names by their sha256, but is not: "
+                "it was damaged or exchanged. Fetch it again."
             )
         return content
 
@@ -231,6 +242,6 @@ def write_whole(files: Any, path: str, content: bytes) -> None:
 def _require_follows(letter: Letter, previous: str, what: str) -> None:
     if letter.manifest["previous"] != previous:
         raise WrongMessageError(
-            f"The message in `{letter.path}` follows the manifest {letter.manifest['previous'][:12]}..., but must follow "
-            f"{previous[:12]}... ({what}). Has somebody another roster, or was a run's folder used twice?"
+            f"The message in `{letter.path}` follows the manifest {letter.manifest['previous'][:12]}..., but must "
+            f"follow {previous[:12]}... ({what}). Has somebody another roster, or was a run's folder used twice?"
         )

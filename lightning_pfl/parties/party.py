@@ -68,8 +68,8 @@ def export(
         )
     if saved.step <= place.step:
         raise FederationError(
-            f"`{saved.where}` has trained nothing since round {place.round - 1} was taken in: it is at step {saved.step}. "
-            "Train on from it, save a checkpoint, and export that one."
+            f"`{saved.where}` has trained nothing since round {place.round - 1} was taken in: it is at step "
+            f"{saved.step}. Train on from it, save a checkpoint, and export that one."
         )
     content = ClientUpdate(party, place.round, num_examples, saved.architecture, saved.shared(), saved.sketch())
     UpdateGuard().accept([content])
@@ -104,7 +104,7 @@ def apply(
     *,
     output: str | os.PathLike[str] | None = None,
 ) -> Mixture | None:
-    """Take the newest mixture into a party's checkpoint, so that the next ``trainer.fit(ckpt_path=...)`` goes on from it.
+    """Take the newest mixture into a party's checkpoint, for the next ``trainer.fit(ckpt_path=...)``.
 
     It overwrites the frozen global branch or, where the server's rule says so, what the party starts from. What is the
     party's own stays: its adapter, its gate, its head, optimizers and schedules.

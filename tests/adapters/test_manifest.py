@@ -15,7 +15,7 @@ from tests.adapters.tiny import llama, mlp, output, scramble
 CONFIG = CoLoraConfig(r=4, alpha=8, num_blocks=2, exclude_modules="(x+x+)+y")
 
 
-@pytest.fixture()
+@pytest.fixture
 def folder(tmp_path):
     model = mlp()
     inject(model, CONFIG)

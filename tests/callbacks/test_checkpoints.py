@@ -431,7 +431,9 @@ def test_a_checkpoint_saved_under_lightning_cli_loads(tmp_path):
     )
     (path,) = tmp_path.glob("checkpoints/*.ckpt")
 
-    with pytest.raises(ValueError, match="'activation'.* name classes or functions"):  # which a stranger may have chosen
+    with pytest.raises(
+        ValueError, match=r"'activation'.* name classes or functions"
+    ):  # which a stranger may have chosen
         load_from_checkpoint(Built, path)
     loaded = load_from_checkpoint(Built, path, weights_only=False)
 
@@ -458,7 +460,7 @@ def test_hyperparameters_that_name_code_are_not_imported(tmp_path, named):
         "colora": describe(module),
     }
     torch.save(checkpoint, tmp_path / "x.ckpt")
-    with pytest.raises(ValueError, match=f"{list(named)[0]}.*name classes or functions"):
+    with pytest.raises(ValueError, match=rf"{next(iter(named))}.*name classes or functions"):
         load_from_checkpoint(_Called, tmp_path / "x.ckpt")
     load_from_checkpoint(_Called, tmp_path / "x.ckpt", done=None, width=6)
 

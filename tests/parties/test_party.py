@@ -73,7 +73,7 @@ def test_exporting_twice_is_once_and_another_update_needs_a_word(run):
     first = (run.export("a"), run.export("a"))
     assert torch.equal(first[0].content.shared.common.vector, first[1].content.shared.common.vector)
     train_on(run.checkpoint("a"), step=5, values=2.0)
-    with pytest.raises(FederationError, match="lies in .* already"):
+    with pytest.raises(FederationError, match=r"lies in .* already"):
         run.export("a")
     assert run.export("a", overwrite=True).content.shared.common.vector.max() == 2.0
 
@@ -153,7 +153,7 @@ def test_a_checkpoint_that_would_run_code_does_not(run, tmp_path):
         with pytest.raises(ValueError, match="would run code"):
             act("a")
     run.checkpoint("a").write_bytes(pickle.dumps(Touch(trap)))
-    with pytest.raises(ValueError, match="would run code|cannot be read"):
+    with pytest.raises(ValueError, match=r"would run code|cannot be read"):
         run.export("a")
     assert not os.path.exists(trap)
 

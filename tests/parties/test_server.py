@@ -15,7 +15,7 @@ from lightning_pfl import (
     UniformAggregator,
     UpdateGuard,
 )
-from lightning_pfl.parties import Mailbox, PartyCheckpoint, Roster, Server, apply
+from lightning_pfl.parties import Mailbox, PartyCheckpoint, Roster, Server, apply, export, make_key
 from tests.federation.tiny import Blocks
 from tests.parties.wards import MODELS, Run, checkpoint_of, train_on
 
@@ -261,7 +261,7 @@ def test_another_architecture_in_a_later_round_is_refused(run):
 
 
 def test_only_the_rosters_server_can_sign_mixtures(run):
-    with pytest.raises(ValueError, match="names .* as the server's"):
+    with pytest.raises(ValueError, match=r"names .* as the server's"):
         Server(run.roster, run.mailbox, run.folder / "server", run.signer("a"))
     assert apply(run.checkpoint("a"), run.mailbox, "a") is None
 
@@ -273,3 +273,27 @@ def test_a_newcomer_may_get_one_mixture_for_both_branches(run):
     run.apply("c")
     assert frozen_P(run, "c") == {1.5}
     assert PartyCheckpoint.read(run.checkpoint("c")).shared().common.vector.max() == 1.5
+
+
+def test_a_party_can_join_later(run):
+    """The roster grows; those who are there go on, the new one finds its first mixture wherever the run is."""
+    one_round(run)
+    key = make_key(run.folder / "d.key")
+    run.roster = Roster("wards-1", run.roster.server, {**run.roster.parties, "d": key})
+    run.mailbox = Mailbox(run.folder / "box", run.roster)
+    torch.save(checkpoint_of(Blocks, values=9.0), run.checkpoint("d"))
+    for value, party in enumerate(MODELS, start=4):
+        train_on(run.checkpoint(party), step=9, values=float(value))
+        run.export(party)
+    export(run.checkpoint("d"), run.mailbox, "d", run.signer("d"), num_examples=4)  # too early: of a round gone by
+    assert run.server().round(quorum=3).absent == ("d",)
+
+    assert run.apply("d").round == 1
+    assert frozen_P(run, "d") == {5.0}
+    train_on(run.checkpoint("d"), step=9, values=1.0)
+    assert export(run.checkpoint("d"), run.mailbox, "d", run.signer("d"), num_examples=4).content.round == 2
+    for party in MODELS:
+        run.apply(party)
+        train_on(run.checkpoint(party), step=12, values=2.0)
+        run.export(party)
+    assert run.server().round().counted == ("a", "b", "c", "d")
