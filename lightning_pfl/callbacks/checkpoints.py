@@ -22,6 +22,7 @@ from lightning_pfl.adapters import CoLoraConfig, adapter_state, add_global_branc
 from lightning_pfl.adapters.injection import ADAPTER, adapted_layers
 from lightning_pfl.adapters.saved_config import config_from
 from lightning_pfl.callbacks.instance_hooks import around, original
+from lightning_pfl.documents import Schema
 from lightning_pfl.errors import CheckpointMismatchError
 
 __all__ = ["KEY", "attach", "check_config", "describe", "load_from_checkpoint", "make_ready", "saved_config"]
@@ -32,6 +33,20 @@ KEY = "colora"
 """Under this key a checkpoint says what adapters it holds."""
 
 _VERSION = 1
+_ABOUT = Schema(
+    "What a checkpoint says of its adapters",
+    {
+        "type": "object",
+        "required": ["version", "config", "architecture", "train_also", "adapters_only"],
+        "properties": {
+            "version": {"type": "integer"},
+            "config": {"type": "object"},
+            "architecture": {"type": "string"},
+            "train_also": {"type": "array", "items": {"type": "string"}},
+            "adapters_only": {"type": "boolean"},
+        },
+    },
+)
 _STATES = ("state_dict", "current_model_state")  # the second is where Lightning's WeightAveraging keeps the model
 _MATTERS = ("r", "alpha", "seed", "gate")
 _INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
@@ -111,7 +126,8 @@ def saved_config(about: Mapping[str, Any]) -> CoLoraConfig:
             f"The checkpoint describes its adapters in format {version}, but this release reads up to {_VERSION}. "
             "Install the release that wrote it."
         )
-    return config_from(about.get("config"), "the checkpoint")
+    _ABOUT.check(about, "the checkpoint")
+    return config_from(about["config"], "the checkpoint")
 
 
 def check_config(saved: CoLoraConfig, present: CoLoraConfig, kind: str) -> None:
@@ -267,7 +283,8 @@ def _build(
         if weights_only and (names := _names_code(module_class, saved)):
             raise ValueError(
                 f"The checkpoint's hyperparameters {names} name classes or functions to import and call, as "
-                "LightningCLI writes them. If you trust the file, pass weights_only=False; else pass these arguments yourself."
+                "LightningCLI writes them. If you trust the file, pass weights_only=False; else pass these arguments "
+                "yourself."
             )
         from lightning.pytorch.cli import instantiate_module  # needs the `cli` extra, as the run that saved this did
 

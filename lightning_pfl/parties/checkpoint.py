@@ -118,9 +118,7 @@ class PartyCheckpoint:
     @property
     def architecture(self) -> str:
         """As in `ClientUpdate`."""
-        architecture = self.content[KEY].get("architecture")
-        if not isinstance(architecture, str):
-            raise ValueError(f"`{self.where}` does not say of which architecture its adapters are.")
+        architecture: str = self.content[KEY]["architecture"]  # `saved_config` has looked at it
         return architecture
 
     @property
