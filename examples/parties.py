@@ -7,6 +7,7 @@ is a bucket (`s3://...`), and each party runs its commands on its own machine.
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import lightning as L
@@ -15,6 +16,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_pfl import CoLoRA
+from lightning_pfl.cli import main
+from lightning_pfl.parties import Mailbox, Roster
 
 PARTIES = {"ward-3": 32, "ward-7": 48, "line-1": 32}  # and the width of each one's model
 ROUNDS = 2
@@ -62,19 +65,20 @@ def train(party, rounds):
     trainer.save_checkpoint(checkpoint)
 
 
-def party_process(party, rounds, exchange):
-    """One round of one party: take the last mixture in, train, send. Runs in a process of its own."""
-    files = ["--party", party, "--roster", "roster.json", "--exchange", exchange, "--checkpoint", f"{party}.ckpt"]
-    if rounds > 1:
+def party_process(party):
+    """All rounds of one party: train, send, take the mixture in. Runs in a process of its own."""
+    files = ["--party", party, "--roster", "roster.json", "--exchange", "exchange", "--checkpoint", f"{party}.ckpt"]
+    mailbox = Mailbox("exchange", Roster.read("roster.json"))
+    for rounds in range(1, ROUNDS + 1):
+        train(party, rounds)
+        command("export", *files, "--key", f"keys/{party}.key", "--num_examples", "64")
+        while mailbox.mixture(party, rounds - 1) is None:
+            time.sleep(0.2)
         command("apply", *files)
-    train(party, rounds)
-    command("export", *files, "--key", f"keys/{party}.key", "--num_examples", "64")
 
 
 def command(step, *arguments):
     """The same as `lightning-pfl round <step> ...` in a shell."""
-    from lightning_pfl.cli import main
-
     main(["round", step, *arguments])
 
 
@@ -84,23 +88,15 @@ def run():
     public = [f"keys/{party}.pub" for party in PARTIES]
     command("roster", "--server", "keys/server.pub", "--parties", f"[{','.join(public)}]", "--run", "wards-2026")
 
-    for rounds in range(1, ROUNDS + 1):
-        started = [subprocess.Popen([sys.executable, __file__, party, str(rounds), "exchange"]) for party in PARTIES]
-        assert [process.wait() for process in started] == [0, 0, 0]
-        command(
-            "aggregate",
-            *["--key", "keys/server.key", "--roster", "roster.json", "--exchange", "exchange", "--state", "server"],
-        )
-
-    for party in PARTIES:
-        command(
-            "apply",
-            *["--party", party, "--roster", "roster.json", "--exchange", "exchange", "--checkpoint", f"{party}.ckpt"],
-        )
+    started = [subprocess.Popen([sys.executable, __file__, party]) for party in PARTIES]
+    mailbox = Mailbox("exchange", Roster.read("roster.json"))
+    for index in range(ROUNDS):
+        while not all(mailbox.update(party, index) for party in PARTIES):
+            assert not any(process.poll() for process in started), "a party has failed"
+            time.sleep(0.2)
+        command("aggregate", *"--key keys/server.key --roster roster.json --exchange exchange --state server".split())
+    assert [process.wait() for process in started] == [0, 0, 0]
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        party_process(sys.argv[1], int(sys.argv[2]), sys.argv[3])
-    else:
-        run()
+    party_process(sys.argv[1]) if len(sys.argv) > 1 else run()

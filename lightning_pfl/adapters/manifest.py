@@ -171,8 +171,8 @@ def _check_base(module: nn.Module, base: Mapping[str, Any], identity: str, folde
     if dtype == base["dtype"] and weights != base["weights"]:
         raise ValueError(
             f"The adapter in `{folder}` was trained on other weights than this {type(module).__name__} has in the "
-            f"layers that it adapts. Load it into its own base model, `{base['name_or_path'] or base['identity']}`, or use "
-            "`PeftModel.from_pretrained`, which does not ask."
+            f"layers that it adapts. Load it into its own base model, `{base['name_or_path'] or base['identity']}`, or "
+            "use `PeftModel.from_pretrained`, which does not ask."
         )
 
 
