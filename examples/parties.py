@@ -94,7 +94,10 @@ def run():
         while not all(mailbox.update(party, index) for party in PARTIES):
             assert not any(process.poll() for process in started), "a party has failed"
             time.sleep(0.2)
-        command("aggregate", *"--key keys/server.key --roster roster.json --exchange exchange --state server".split())
+        command(
+            "aggregate",
+            *["--key", "keys/server.key", "--roster", "roster.json", "--exchange", "exchange", "--state", "server"],
+        )
     assert [process.wait() for process in started] == [0, 0, 0]
 
 

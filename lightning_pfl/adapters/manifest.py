@@ -182,7 +182,7 @@ def _base_weights(module: nn.Module, names: Mapping[str, Any] | None = None) -> 
     digest, dtypes = hashlib.sha256(), set[str]()
     for name in sorted(names if names is not None else dict(adapted_layers(module))):
         layer = modules[name]
-        weight = getattr(layer, "base_layer", layer).weight
+        weight = getattr(getattr(layer, "base_layer", layer), "weight", None)
         if not isinstance(weight, Tensor):
             raise ValueError(f"The layer `{name}` must have a weight to be adapted, but has none.")
         dtypes.add(str(weight.dtype))

@@ -208,7 +208,7 @@ def load_from_checkpoint(
             )
         module.on_load_checkpoint(checkpoint)
     else:
-        inject(module, config or saved_config(about), train_also=() if about is None else about["train_also"])
+        inject(module, config or saved_config(about or {}), train_also=() if about is None else about["train_also"])
         attach(module, adapters_only=bool(about and about["adapters_only"]))
         module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
@@ -301,7 +301,7 @@ def _build(
 
 def _names_code(module_class: type, saved: Mapping[str, Any]) -> list[str]:
     """Hyperparameters from which jsonargparse would import something."""
-    parameters = inspect.signature(module_class.__init__).parameters
+    parameters = inspect.signature(module_class).parameters
     wanted = {name: str(parameter.annotation) for name, parameter in parameters.items()}
     takes_code = {name for name, text in wanted.items() if "Callable" in text or "type[" in text.lower()}
     return [
