@@ -140,7 +140,9 @@ def load_adapter(module: nn.Module, path: str | Path) -> Mapping[str, Any]:
     _check_base(module, manifest["base"], config.base_identity, folder)
     tensors = _loaded(contents[SAFETENSORS_WEIGHTS_NAME], folder / SAFETENSORS_WEIGHTS_NAME)
     # names decide what is adapted, not patterns: one from elsewhere may be made to take for ever
-    inject(module, replace(config, target_modules=None, exclude_modules=None, roles={}, inference_mode=False))
+    config = replace(config, target_modules=None, exclude_modules=None, roles={})
+    config.inference_mode = False
+    inject(module, config)
     own = {
         f"{_PREFIX}{name}.{attribute}": tensor
         for name, layer in adapted_layers(module)
