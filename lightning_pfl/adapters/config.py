@@ -91,11 +91,11 @@ class CoLoraConfig(PeftConfig):
             self.target_modules = None
         if not (isinstance(self.r, int) and self.r > 0):
             raise ValueError(f"The rank `r` must be a positive integer, but is {self.r!r}.")
-        if not self.alpha > 0:
+        if not (isinstance(self.alpha, (int, float)) and self.alpha > 0):
             raise ValueError(f"`alpha` must be positive (the scale is alpha / r), but is {self.alpha!r}.")
         if not (isinstance(self.num_blocks, int) and self.num_blocks > 0):
             raise ValueError(f"`num_blocks` must be a positive integer, but is {self.num_blocks!r}.")
-        if not 0 <= self.dropout < 1:
+        if not (isinstance(self.dropout, (int, float)) and 0 <= self.dropout < 1):
             raise ValueError(f"`dropout` must lie in [0, 1), but is {self.dropout!r}.")
         if not isinstance(self.gate, GatePolicy):
             raise TypeError(f"`gate` must be a GatePolicy such as StaticGate(), but is {self.gate!r}.")

@@ -74,7 +74,7 @@ class MixtureAggregator(WelcomingAggregator):
                 "A mixture must go somewhere: with `global_branch=False` name a `warm_start=`, for example "
                 "`Uniform(include_self=True)`, or take `LocalOnly()` if nothing is to be mixed."
             )
-        if not 0 <= ema < 1:
+        if not (isinstance(ema, (int, float)) and 0 <= ema < 1):
             raise ValueError(f"`ema` says how much of the earlier sketch is kept, 0 to below 1, but is {ema}.")
         if max_staleness is not None and max_staleness < 0:
             raise ValueError(f"`max_staleness` counts rounds and must not be negative, but is {max_staleness}.")

@@ -111,6 +111,8 @@ class CoLoRA(Exchange):
             raise TypeError(
                 f"`train_also` must be a sequence of names, but is the string {train_also!r}; wrap it: [...]."
             )
+        if not isinstance(train_also, Sequence):
+            raise TypeError(f"`train_also` must be a sequence of names, but is {train_also!r}.")
         self.config = CoLoraConfig(
             r=rank,
             alpha=alpha,

@@ -71,7 +71,7 @@ class Client:
         if num_threads is not None and num_threads < 1:
             raise ValueError(f"`num_threads` of client `{id}` must be at least 1, but is {num_threads}.")
         for name, amount in {"num_cpus": num_cpus, "num_gpus": num_gpus, **(resources or {})}.items():
-            if amount < 0:
+            if not isinstance(amount, (int, float)) or amount < 0:
                 raise ValueError(f"`{name}` of client `{id}` must not be negative, but is {amount}.")
         values = {
             "id": id,
@@ -106,6 +106,8 @@ def as_clients(clients: int | Sequence[Client]) -> tuple[Client, ...]:
             raise ValueError(f"A federation needs at least one client, but `clients` is {clients}.")
         width = len(str(clients - 1))
         return tuple(Client(f"client-{index:0{width}d}") for index in range(clients))
+    if not isinstance(clients, Sequence):
+        raise TypeError(f"`clients` must be a number or a sequence of `Client` objects, but is {clients!r}.")
     for client in clients:
         if not isinstance(client, Client):
             raise TypeError(f"`clients` must hold `Client` objects, but one is a {type(client).__name__}: {client!r}.")

@@ -113,10 +113,14 @@ class FederatedStrategy(SingleDeviceStrategy):
         for name, number in (("local_epochs", local_epochs), ("local_steps", local_steps)):
             if number is not None and number < 1:
                 raise ValueError(f"`{name}` must be at least 1, but is {number}.")
-        if not 0 < fraction <= 1:
+        if not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
             raise ValueError(f"`fraction` of clients per round must be above 0 and at most 1, but is {fraction}.")
         if isinstance(share, str):
             raise TypeError(f"`share` must be a sequence of names, but is one string. Write `share=[{share!r}]`.")
+        if not isinstance(share, Sequence):
+            raise TypeError(f"`share` must be a sequence of names, but is {share!r}.")
+        if not isinstance(seed, int):
+            raise TypeError(f"`seed` must be a whole number, but is {seed!r}.")
         self.clients = as_clients(clients)
         self.aggregator = aggregator
         self.pool: ClientPool = pool or RayPool()
