@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-__all__ = ["PersonalizationScores", "area_under_rounds", "forgetting", "mean_over", "worst_decile"]
+__all__ = ["PersonalizationScores", "area_under_rounds", "forgetting", "forward_transfer", "mean_over", "worst_decile"]
 
 
 def mean_over(scores: Tensor, chosen: Tensor) -> Tensor:
@@ -84,6 +84,35 @@ def forgetting(scores: Tensor, owned: Tensor) -> Tensor:
     return mean_over(earlier - scores[-1], owned)
 
 
+def forward_transfer(scores: Tensor, rounds: Tensor, starts: Tensor, baseline: Tensor) -> Tensor:
+    """How much better each client is at coming tasks, just before they begin, than a model that learned nothing.
+
+    Args:
+        scores: shape ``[R, N, T]``, by round, each after that round's training.
+        rounds: increasing, shape ``[R]``.
+        starts: shape ``[N, T]``, the round in which a client first trains on a task; -1 for tasks that are not its own.
+        baseline: shape ``[N, T]``, scores before any training.
+
+    Returns:
+        Shape ``[N]``: over the own tasks that begin after an evaluated round, the mean of the score in the last
+        evaluated round before the beginning, minus the baseline. NaN for a client without such a task.
+
+    Source:
+        Lopez-Paz and Ranzato, NeurIPS 2017, arXiv:1706.08840, equation 4, with rounds for tasks; what they call the
+        score at random initialisation is here the base model with adapters that are still zero.
+
+    Example:
+        >>> scores = torch.tensor([[[0.5, 0.40]], [[0.6, 0.45]], [[0.6, 0.8]]])  # the second task begins in round 2
+        >>> starts, baseline = torch.tensor([[0, 2]]), torch.tensor([[0.2, 0.25]])
+        >>> forward_transfer(scores, torch.tensor([0, 1, 2]), starts, baseline)  # .45 - .25
+        tensor([0.2000])
+    """
+    seen_before = torch.full_like(baseline, torch.nan)
+    for table, round in zip(scores, rounds.tolist(), strict=True):
+        seen_before = torch.where((starts > round) & ~table.isnan(), table, seen_before)
+    return mean_over(seen_before - baseline, starts >= 0)
+
+
 def worst_decile(values: Tensor) -> Tensor:
     """Mean of the lowest tenth of the clients, at least one; clients without a value (NaN) do not count.
 
@@ -104,21 +133,27 @@ class PersonalizationScores(Metric):
     - ``self_last``: mean over clients of each one's mean over its own tasks, in the last round;
     - ``others_last``: the same over the tasks that are not its own; with ``families`` also ``others_seen_last`` (tasks
       of a family that the client has itself) and ``others_unseen_last``;
-    - ``self_auc``, ``others_auc``: area under the curve over rounds (`area_under_rounds`);
+    - ``self_auc``, ``others_auc``, ``others_seen_auc``, ``others_unseen_auc``: area under the curve over the evaluated
+      rounds (`area_under_rounds`);
     - ``forgetting``: mean over clients of `forgetting`; NaN after one round;
+    - ``forward_transfer``, with ``starts``: mean over clients of `forward_transfer`;
     - ``self_worst_decile`` and ``self_std``: `worst_decile` and standard deviation of the clients' own scores in the
       last round: a mean can hide that some pay for others.
 
-    A score that does not exist (nobody has an unseen family) is NaN.
+    `per_client` gives the same before the mean over clients, `tidy_rows` in `table` every single number. Likelihood
+    beside accuracy is a second metric of the same tasks, fed with log-likelihoods. A score that does not exist (nobody
+    has an unseen family) is NaN.
 
     Args:
         tasks: per client the names of its own tasks; the order of the clients is the order of a table's rows.
         all_tasks: the order of a table's columns; None: all tasks in the order in which they first appear in ``tasks``.
         families: per task the name of its family.
+        starts: per client and own task the round in which its training on the task begins, from 0 (`Stream.starts`).
+        baseline: shape ``[N, T]``, the scores of the models before any training; needed with ``starts``.
 
     Raises:
-        ValueError: a client without a task, a task that is unknown or has no family; in `update`, a table of another
-            shape, or a round that was there before.
+        ValueError: a client without a task, a task that is unknown, has no family or no start; in `update`, a table of
+            another shape, or a round that was there before.
 
     Source:
         Self and Others as in Co-LoRA, arXiv:2506.11024. Its Others averages over other clients; here every task
@@ -148,6 +183,8 @@ class PersonalizationScores(Metric):
         *,
         all_tasks: Sequence[str] | None = None,
         families: Mapping[str, str] | None = None,
+        starts: Mapping[str, Mapping[str, int]] | None = None,
+        baseline: Tensor | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -165,6 +202,9 @@ class PersonalizationScores(Metric):
         if families is not None:
             at_home = [{families[task] for task in tasks[client]} for client in self.client_ids]
             self.related = torch.tensor([[families[task] in mine for task in self.task_ids] for mine in at_home])
+        self.families = None if families is None else dict(families)
+        self.baseline = baseline
+        self.starts = self._starts(tasks, starts, baseline)
         self.add_state("tables", [], dist_reduce_fx="cat")
         self.add_state("rounds", [], dist_reduce_fx="cat")
 
@@ -187,23 +227,68 @@ class PersonalizationScores(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """All scores by name."""
+        own = self.per_client()["self_last"]
+        scores = {name: values.nanmean() for name, values in self.per_client().items()}
+        scores["self_worst_decile"] = worst_decile(own)
+        scores["self_std"] = own[~own.isnan()].std(correction=0)
+        return scores
+
+    def per_client(self) -> dict[str, Tensor]:
+        """Every score that a client has by itself, by name, shape ``[N]``; NaN where it does not exist for a client."""
+        rounds, tables = self.by_round()
+        owned = self.owned.to(tables.device)
+        curves = {"self": mean_over(tables, owned), "others": mean_over(tables, ~owned)}
+        if self.related is not None:
+            related = self.related.to(tables.device)
+            curves["others_seen"] = mean_over(tables, ~owned & related)
+            curves["others_unseen"] = mean_over(tables, ~related)
+        scores = {f"{name}_last": curve[-1] for name, curve in curves.items()}
+        scores |= {f"{name}_auc": _area_where_known(curve, rounds) for name, curve in curves.items()}
+        scores["forgetting"] = forgetting(tables, owned)
+        if self.starts is not None:
+            assert self.baseline is not None
+            starts, baseline = self.starts.to(tables.device), self.baseline.to(tables)
+            scores["forward_transfer"] = forward_transfer(tables, rounds, starts, baseline)
+        return scores
+
+    def by_round(self) -> tuple[Tensor, Tensor]:
+        """The rounds, increasing, shape ``[R]``, and their tables, shape ``[R, N, T]``.
+
+        Raises:
+            ValueError: nothing has been added.
+        """
         if not self.rounds:
             raise ValueError("There is nothing to compute: no round has been added with `update`.")
         rounds, order = torch.cat(list(self.rounds)).sort()
-        tables = torch.cat(list(self.tables))[order]
-        owned = self.owned.to(tables.device)
-        own, others = mean_over(tables, owned), mean_over(tables, ~owned)
-        scores = {
-            "self_last": own[-1].nanmean(),
-            "others_last": others[-1].nanmean(),
-            "self_auc": area_under_rounds(own.nanmean(dim=1), rounds),
-            "others_auc": area_under_rounds(others.nanmean(dim=1), rounds),
-            "forgetting": forgetting(tables, owned).nanmean(),
-            "self_worst_decile": worst_decile(own[-1]),
-            "self_std": own[-1][~own[-1].isnan()].std(correction=0),
-        }
-        if self.related is not None:
-            related = self.related.to(tables.device)
-            scores["others_seen_last"] = mean_over(tables[-1], ~owned & related).nanmean()
-            scores["others_unseen_last"] = mean_over(tables[-1], ~related).nanmean()
-        return scores
+        return rounds, torch.cat(list(self.tables))[order]
+
+    def _starts(
+        self,
+        tasks: Mapping[str, Sequence[str]],
+        starts: Mapping[str, Mapping[str, int]] | None,
+        baseline: Tensor | None,
+    ) -> Tensor | None:
+        if starts is None:
+            return None
+        if baseline is None or tuple(baseline.shape) != tuple(self.owned.shape):
+            raise ValueError(
+                f"`starts` needs a `baseline`: a table of {tuple(self.owned.shape)} scores before any training, but it "
+                f"is {None if baseline is None else tuple(baseline.shape)}."
+            )
+        first = torch.full(self.owned.shape, -1)
+        for row, client in enumerate(self.client_ids):
+            for task in tasks[client]:
+                if task not in starts.get(client, {}):
+                    raise ValueError(f"`starts` must say when client `{client}` begins `{task}`, but does not.")
+                first[row, self.task_ids.index(task)] = starts[client][task]
+        return first
+
+
+def _area_where_known(curve: Tensor, rounds: Tensor) -> Tensor:
+    """`area_under_rounds` of each client's curve ``[R, N]`` over the rounds in which it has a value."""
+    areas = curve.new_full((curve.shape[1],), torch.nan)
+    for client, values in enumerate(curve.T):
+        known = ~values.isnan()
+        if known.any():
+            areas[client] = area_under_rounds(values[known], rounds[known])
+    return areas

@@ -5,7 +5,13 @@ import pickle
 import pytest
 import torch
 
-from lightning_pfl.metrics.scores import PersonalizationScores, area_under_rounds, forgetting, worst_decile
+from lightning_pfl.metrics.scores import (
+    PersonalizationScores,
+    area_under_rounds,
+    forgetting,
+    forward_transfer,
+    worst_decile,
+)
 
 NAN = float("nan")
 TASKS = {"a": ["cats", "dogs"], "b": ["flags"], "c": ["food", "cats"]}
@@ -132,3 +138,51 @@ def test_tasks_that_do_not_fit_together_are_refused_by_name(settings, word):
     """No task, a text for a list, a task outside the table, a task without a family."""
     with pytest.raises(ValueError, match=word):
         PersonalizationScores(**settings)
+
+
+def test_forward_transfer_by_hand():
+    """Dogs begin in round 2, seen last in round 1: .45 - .25; cats begin at once; b has no later task."""
+    tables = torch.tensor([[[0.5, 0.40], [0.3, 0.5]], [[0.6, 0.45], [0.3, 0.5]], [[0.6, 0.80], [0.3, 0.5]]])
+    starts = torch.tensor([[0, 2], [-1, 0]])
+    baseline = torch.tensor([[0.2, 0.25], [0.2, 0.25]])
+
+    found = forward_transfer(tables, torch.tensor([0, 1, 2]), starts, baseline)
+
+    torch.testing.assert_close(found, torch.tensor([0.2, NAN]), equal_nan=True)
+
+
+def test_forward_transfer_takes_the_last_evaluated_round_before_a_task_begins():
+    """Rounds 0 and 3 were evaluated, the task begins in 4; NaN in 3 leaves the value of 0."""
+    tables = torch.tensor([[[0.3]], [[0.5]]])
+    starts, baseline = torch.tensor([[4]]), torch.tensor([[0.1]])
+
+    torch.testing.assert_close(forward_transfer(tables, torch.tensor([0, 3]), starts, baseline), torch.tensor([0.4]))
+    tables[1] = NAN
+    torch.testing.assert_close(forward_transfer(tables, torch.tensor([0, 3]), starts, baseline), torch.tensor([0.2]))
+
+
+def test_every_client_has_scores_of_its_own():
+    """a: Self .5 then .7 (area .6), Others .1 then .3 (area .2); b was not evaluated in round 0."""
+    scores = PersonalizationScores({"a": ["cats"], "b": ["dogs"]}, families={"cats": "x", "dogs": "y"})
+    scores.update(torch.tensor([[0.5, 0.1], [NAN, NAN]]), round=0)
+    scores.update(torch.tensor([[0.7, 0.3], [0.2, 0.8]]), round=4)
+    found = scores.per_client()
+
+    torch.testing.assert_close(found["self_auc"], torch.tensor([0.6, 0.8]))
+    torch.testing.assert_close(found["others_unseen_auc"], torch.tensor([0.2, 0.2]))
+    torch.testing.assert_close(found["others_last"], torch.tensor([0.3, 0.2]))
+    assert found["others_seen_auc"].isnan().all()
+    torch.testing.assert_close(scores.compute()["self_auc"], torch.tensor(0.7))
+
+
+def test_starts_give_forward_transfer_and_need_a_baseline():
+    """a knows dogs a little before it begins them in round 1: .35 - .25."""
+    tasks, starts = {"a": ["cats", "dogs"], "b": ["cats"]}, {"a": {"cats": 0, "dogs": 1}, "b": {"cats": 0}}
+    scores = PersonalizationScores(tasks, starts=starts, baseline=torch.full((2, 2), 0.25))
+    scores.update(torch.tensor([[0.5, 0.35], [0.6, 0.1]]), round=0)
+
+    torch.testing.assert_close(scores.compute()["forward_transfer"], torch.tensor(0.1))
+    with pytest.raises(ValueError, match=r"\(2, 2\) scores before any training, but it is None"):
+        PersonalizationScores(tasks, starts=starts)
+    with pytest.raises(ValueError, match="when client `b` begins `cats`"):
+        PersonalizationScores(tasks, starts={"a": starts["a"]}, baseline=torch.zeros(2, 2))
