@@ -97,6 +97,9 @@ def test_states_travel_and_add_up():
     copy.reset()
     copy.update(logs([0.9, 0.1]), torch.tensor([1]))
     assert copy.compute()["accuracy"] == 0.0
-    assert (
-        scores._reductions["sum_accuracy"] is torch.sum or scores._reductions["sum_accuracy"].__name__ == "dim_zero_sum"
-    )
+
+    both = ChoiceScores()
+    both.update(logs([0.9, 0.1]), torch.tensor([1]))
+    both.merge_state(scores)
+    assert both.compute()["accuracy"] == 0.5
+    assert both.compute()["num_examples"] == 2
