@@ -18,6 +18,7 @@ from pathlib import Path
 from PIL import Image
 
 from lightning_pfl.benchmark.edits import Edit
+from lightning_pfl.benchmark.locations import AnyPath
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,11 @@ class View:
     """What a model is shown: an image file after some edits, in order.
 
     Attributes:
-        path: the image file.
+        path: the image file, local or an fsspec path.
         edits: applied one after the other to the picture on white, already at its final size.
     """
 
-    path: Path
+    path: AnyPath
     edits: tuple[Edit, ...] = ()
 
     def render(self, size: int) -> Image.Image:
@@ -81,7 +82,7 @@ class View:
 
 
 @functools.lru_cache(maxsize=1024)
-def open_square(path: Path, size: int) -> Image.Image:
+def open_square(path: AnyPath, size: int) -> Image.Image:
     """Read an image, put it on a white square and scale it to `size` x `size` RGB.
 
     Edits leave their argument alone, so the result is kept and shared.
@@ -91,8 +92,11 @@ def open_square(path: Path, size: int) -> Image.Image:
         ValueError: a damaged image; the message names the file.
     """
     try:
-        image = _rasterised(path, size) if path.suffix in {".svg", ".svgz"} else Image.open(path)
-        image = image.convert("RGBA")
+        if path.suffix in {".svg", ".svgz"}:
+            image = _rasterised(path, size).convert("RGBA")
+        else:
+            with path.open("rb") as stream:
+                image = Image.open(stream).convert("RGBA")
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError) as error:
@@ -104,7 +108,7 @@ def open_square(path: Path, size: int) -> Image.Image:
 
 
 @functools.lru_cache(maxsize=65536)
-def file_digest(path: Path) -> str:
+def file_digest(path: AnyPath) -> str:
     """sha256 of a file, read once per process."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -163,7 +167,7 @@ def _singular(word: str) -> str:
     return word
 
 
-def _rasterised(path: Path, size: int) -> Image.Image:
+def _rasterised(path: AnyPath, size: int) -> Image.Image:
     try:
         import resvg_py
     except ImportError as error:
