@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from lightning_pfl.adapters import adapter_parameters, prompt_positions
-from lightning_pfl.functional.likelihood import continuation_log_likelihood
+from lightning_pfl.functional.likelihood import choice_log_probs, continuation_log_likelihood
 from lightning_pfl.metrics import ChoiceScores, OpenAnswers
 
 __all__ = ["ImageTextModule", "ModelUnavailableError", "load_image_text"]
@@ -49,8 +49,9 @@ def load_image_text(
         )
     except (OSError, ValueError) as error:
         raise ModelUnavailableError(
-            f"{model_id} cannot be loaded as a model of pictures and text: {error}. It must be the id of one on the hub "
-            "(which needs the network, and `hf auth login` for gated ones), or a folder with the model and its processor."
+            f"{model_id} cannot be loaded as a model of pictures and text: {error}. It must be the id of one on the "
+            "hub (which needs the network, and `hf auth login` for gated ones), or a folder with the model and its "
+            "processor."
         ) from error
     if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
         raise ModelUnavailableError(f"{model_id} has no processor for both pictures and text.")
@@ -115,10 +116,10 @@ class ImageTextModule(L.LightningModule):
         readable = mask.bool()
         readable[:, prompt.shape[1] :] = False
         kept = continuation.shape[1] + 1
-        arguments = {**inputs, **extended, "input_ids": ids, "attention_mask": mask}
+        arguments: dict[str, Any] = {**inputs, **extended, "input_ids": ids, "attention_mask": mask}
         if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
             arguments["logits_to_keep"] = kept  # the vocabulary is wide: only rows that predict an answer
-        with prompt_positions(self.model, readable):
+        with prompt_positions(cast(Any, self.model).get_decoder(), readable):  # a vision tower has positions of its own
             logits = cast(Any, self.model)(**arguments, use_cache=False).logits[:, -kept:]
         chosen = torch.cat([torch.zeros_like(follows[:, :1]), follows], dim=1)
         return continuation_log_likelihood(logits, ids[:, -kept:], chosen)
@@ -128,7 +129,8 @@ class ImageTextModule(L.LightningModule):
         """Log-likelihood of every choice ``[b, c]``, minus infinity where fewer are offered."""
         candidates = batch["candidate_ids"]
         scores = [self.log_likelihood(batch["inputs"], candidates[:, index]) for index in range(candidates.shape[1])]
-        return torch.stack(scores, dim=1).masked_fill((candidates < 0).all(dim=2), -torch.inf)
+        stacked: Tensor = torch.stack(scores, dim=1)
+        return stacked.masked_fill((candidates < 0).all(dim=2), -torch.inf)
 
     @torch.no_grad()
     def generate(self, batch: dict[str, Any]) -> list[str]:
@@ -173,25 +175,24 @@ class ImageTextModule(L.LightningModule):
         ]
         return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
 
+    @torch.no_grad()
     def _evaluate(self, batch: dict[str, Any], stage: str) -> None:
         closed = batch["answer"] >= 0
+        losses = -self.log_likelihood(batch["inputs"], batch["answer_ids"]) / (batch["answer_ids"] >= 0).sum(dim=1)
         if closed.any():
-            scores = ChoiceScores().to(closed.device)
-            scores.update(self.score_choices(batch)[closed], batch["answer"][closed])
-            result, size = scores.compute(), int(closed.sum())
-            self.log(f"{stage}_loss", -result["log_likelihood"], batch_size=size, prog_bar=True)
-            self.log(f"{stage}_acc", result["accuracy"], batch_size=size, prog_bar=True)
+            scores = self.score_choices(batch)[closed]
+            right = batch["answer"][closed]
+            losses[closed] = -choice_log_probs(scores).gather(1, right[:, None]).squeeze(1)
+            metric = ChoiceScores().to(scores.device)
+            metric.update(scores, right)
+            self.log(f"{stage}_acc", metric.compute()["accuracy"], batch_size=len(right), prog_bar=True)
         if not closed.all():
-            size = int((~closed).sum())
-            tokens = (batch["answer_ids"] >= 0).sum(dim=1)
-            with torch.no_grad():
-                each = -self.log_likelihood(batch["inputs"], batch["answer_ids"]) / tokens
+            texts = [
+                (text, target)
+                for text, target, is_closed in zip(self.generate(batch), batch["texts"], closed.tolist(), strict=True)
+                if not is_closed
+            ]
             answers = OpenAnswers(special_tokens=self.processor.tokenizer.all_special_tokens)
-            texts = self.generate(batch)
-            is_open = (~closed).tolist()
-            answers.update(
-                [text for text, keep in zip(texts, is_open, strict=True) if keep],
-                [text for text, keep in zip(batch["texts"], is_open, strict=True) if keep],
-            )
-            self.log(f"{stage}_loss", each[~closed].mean(), batch_size=size, prog_bar=True)
-            self.log(f"{stage}_f1", answers.compute()["f1"], batch_size=size, prog_bar=True)
+            answers.update([text for text, _ in texts], [target for _, target in texts])
+            self.log(f"{stage}_f1", answers.compute()["f1"], batch_size=len(texts), prog_bar=True)
+        self.log(f"{stage}_loss", losses.mean(), batch_size=len(losses), prog_bar=True)

@@ -83,33 +83,42 @@ class ImageTextCollator:
 
     def prompt(self, example: Example) -> str:
         """What the model reads before it answers, with one picture token per picture."""
-        mark = getattr(self.processor, "image_token", IMAGE_MARK)
-        plain = example.question.replace(IMAGE_MARK, mark)
         if getattr(self.processor, "chat_template", None) is None:
-            return f"{plain}\nAnswer:"
-        for content in (_parts(example.question), plain):  # some templates know parts, older ones only text
-            prompt = self._templated(content)
-            if prompt.count(mark) == len(example.images):
-                return prompt
-        raise ValueError(
-            f"The prompt of {example.id} must show its {len(example.images)} pictures with {mark!r} each, but the "
-            f"processor's chat template makes {prompt!r} of it. Give the processor a template that keeps pictures."
-        )
+            return f"{example.question.replace(IMAGE_MARK, self._mark)}\nAnswer:"
+        return self._templated(self._content(example))
 
     def continuation(self, example: Example, answer: str) -> list[int]:
         """Tokens of an answer and of what ends it."""
         ending = self.tokenizer.eos_token or ""
         text = f" {answer}{ending}"
         if getattr(self.processor, "chat_template", None) is not None:
-            question = _parts(example.question)
-            whole = self._templated(question, answer=answer)
-            before = self._templated(question)
+            content = self._content(example)
+            whole, before = self._templated(content, answer=answer), self._templated(content)
             if whole.startswith(before) and answer in whole[len(before) :]:
                 text = whole[len(before) :].rstrip("\n")
             else:
                 text = f"{answer}{ending}"
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
+
+    @property
+    def _mark(self) -> str:
+        """What stands for a picture in a prompt."""
+        mark: str = getattr(self.processor, "image_token", IMAGE_MARK)
+        return mark
+
+    def _content(self, example: Example) -> Any:
+        """The question in the form that keeps its pictures: some templates know parts, older ones only text."""
+        plain = example.question.replace(IMAGE_MARK, self._mark)
+        for content in (_parts(example.question), plain):
+            prompt = self._templated(content)
+            is_literal = not isinstance(content, str) and "'type':" in prompt  # a list that was written out as it is
+            if prompt.count(self._mark) == len(example.images) and not is_literal:
+                return content
+        raise ValueError(
+            f"The prompt of {example.id} must show its {len(example.images)} pictures with {self._mark!r} each, but "
+            f"the processor's chat template makes {prompt!r} of it. Give the processor a template that keeps pictures."
+        )
 
     def _templated(self, content: Any, *, answer: str | None = None) -> str:
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]

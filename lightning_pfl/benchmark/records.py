@@ -148,9 +148,9 @@ def write_task(task: Task, root: Path, *, dataset: str | None = None, subset_id:
                 names.append(f"{dataset}/images/{target.name}")
             turns = [{"from": "human", "value": example.question}, {"from": "gpt", "value": example.answer}]
             records.append({"id": example.id, "image": names, "conversations": turns, "licences": list(task.licences)})
-        target = records_path(root, dataset, subset_id, split)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
+        written = records_path(root, dataset, subset_id, split)
+        written.parent.mkdir(parents=True, exist_ok=True)
+        written.write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
 
 
 def read_list(path: AnyPath) -> list[Any]:
