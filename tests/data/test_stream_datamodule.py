@@ -118,6 +118,14 @@ def test_rounds_without_data_are_sat_out_logged_and_counted(tmp_path, caplog):
     assert all(torch.isfinite(value).all() for value in trainer.lightning_module.state_dict().values())
 
 
+def test_an_idle_round_has_no_batches():
+    data = stream_data(sizes=(8, 0))
+    data.trainer = type("T", (), {"strategy": type("S", (), {"client_id": "a", "round": 3})()})()
+
+    assert len(data.train_dataloader()) == 0
+    assert list(data.train_dataloader()) == []
+
+
 def test_a_client_that_misses_rounds_misses_what_they_bring(tmp_path):
     """Half of the clients take part in a round: rows of a missed round never come up."""
     seen, _ = fit(tmp_path, {"a": stream_data(), "b": stream_data()}, fraction=0.5, seed=1)

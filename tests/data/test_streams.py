@@ -67,6 +67,8 @@ def test_static_rounds_mix_the_tasks_evenly():
     assert {len(stream.new_rows(round)) for round in range(7)} == {25, 26}
     assert all(stream.tasks_in(round) == (0, 1, 2) for round in range(7))
     assert not torch.equal(stream.new_rows(0), StaticStream([60, 60, 60], 7, seed=1).new_rows(0))
+    stream.new_rows(0).zero_()
+    assert torch.equal(stream.new_rows(0), StaticStream([60, 60, 60], 7, seed=0).new_rows(0))
 
 
 def test_a_given_order_is_kept_and_moves_no_other_task():

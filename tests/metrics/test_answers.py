@@ -60,7 +60,8 @@ def test_choices_that_no_text_can_tell_apart_are_refused():
         ("<s> 8 </s>", "8", 1.0),
         ("", "8", 0.0),
         ("", "", 1.0),
-        ("A", "a", 1.0),  # an article that is the whole answer stays
+        ("A", "a", 1.0),
+        ("A", "the", 0.0),  # an article that is the whole answer stays
         ("3:30", "330", 0.0),
         ("1.5 m", "1.5 cm", 0.5),
     ],
