@@ -129,8 +129,8 @@ class ImageTextModule(L.LightningModule):
         """Log-likelihood of every choice ``[b, c]``, minus infinity where fewer are offered."""
         candidates = batch["candidate_ids"]
         scores = [self.log_likelihood(batch["inputs"], candidates[:, index]) for index in range(candidates.shape[1])]
-        stacked: Tensor = torch.stack(scores, dim=1)
-        return stacked.masked_fill((candidates < 0).all(dim=2), -torch.inf)
+        missing: Tensor = (candidates < 0).all(dim=2)
+        return torch.stack(scores, dim=1).masked_fill(missing, -torch.inf)
 
     @torch.no_grad()
     def generate(self, batch: dict[str, Any]) -> list[str]:

@@ -190,7 +190,7 @@ def test_an_input_gate_reads_the_prompt_only(folder, picture):
 
 
 def test_a_trainer_fits_and_scores_both_kinds_of_questions(folder, tmp_path):
-    """Adapters in the language model, nothing else moves; closed questions give accuracy, open ones F1, in one batch."""
+    """Adapters learn, nothing else moves; closed questions give accuracy, open ones F1, in one batch."""
     task = shape_tasks(tmp_path / "shapes", num_examples=4)[0]
     task = replace(task, test=(task.test[0], replace(task.test[1], choices=())))
     module = ImageTextModule(*load_image_text(folder), lr=1e-2, max_new_tokens=3)
