@@ -143,7 +143,7 @@ class ImageTextModule(L.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Mean negative log-likelihood per answer token."""
         tokens = (batch["answer_ids"] >= 0).sum()
-        loss = -self.log_likelihood(batch["inputs"], batch["answer_ids"]).sum() / tokens
+        loss: Tensor = -self.log_likelihood(batch["inputs"], batch["answer_ids"]).sum() / tokens
         self.log("train_loss", loss, batch_size=len(batch["answer"]))
         return loss
 

@@ -166,7 +166,7 @@ def test_answers_with_a_common_beginning_are_told_apart(folder, picture):
 
 
 def test_an_input_gate_reads_the_prompt_only(folder, picture):
-    """What follows the prompt must not move the gate: a candidate's first token is as likely whatever comes after."""
+    """What follows the prompt must not move the gate: "red" is as likely whatever word comes after it."""
     module = ImageTextModule(*load_image_text(folder))
     inject(
         module.model,
@@ -178,15 +178,20 @@ def test_an_input_gate_reads_the_prompt_only(folder, picture):
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(parameter.numel()))
     batch = ImageTextCollator(module.processor)([example(picture)])
-    red = batch["candidate_ids"][:, 1, :1]
-    longer = batch["candidate_ids"][:, 1]
+    red = batch["candidate_ids"][0, 1, 0]
+    image = module.processor.tokenizer.convert_tokens_to_ids("<image>")
+    module.model.get_output_embeddings().register_forward_hook(  # a picture cannot be part of an answer
+        lambda head, arguments, logits: logits.index_fill(-1, torch.tensor([image]), -math.inf)
+    )
+    words = torch.tensor([word for word in range(len(module.processor.tokenizer)) if word != image])
+    pairs = torch.stack([red.expand_as(words), words], dim=1)
+    many = {name: value.expand(len(words), *value.shape[1:]) for name, value in batch["inputs"].items()}
 
     with torch.no_grad():
-        alone = module.log_likelihood(batch["inputs"], red)
-        rest = module.log_likelihood(batch["inputs"], longer)
-        parts = [module.log_likelihood(batch["inputs"], longer[:, :n]) for n in (1, 2, 3)]
-    torch.testing.assert_close(parts[0], alone)
-    torch.testing.assert_close(parts[2], rest)
+        alone = module.log_likelihood(batch["inputs"], red.view(1, 1)).exp()
+        with_any_next = module.log_likelihood(many, pairs).exp().sum()
+    # p(red) = sum over all next words of p(red, word)
+    torch.testing.assert_close(with_any_next[None], alone, rtol=1e-4, atol=1e-6)
 
 
 def test_a_trainer_fits_and_scores_both_kinds_of_questions(folder, tmp_path):

@@ -173,7 +173,7 @@ def test_pictures_are_found_in_all_published_places(name, tmp_path):
 
 
 def test_the_working_directory_is_tried_last(picture, tmp_path, monkeypatch):
-    path = _write(tmp_path / "elsewhere", [_record()])
+    path = _write(tmp_path / "far" / "away", [_record()])
     monkeypatch.chdir(tmp_path)
 
     assert read_records(path)[0].images[0].render(6).getpixel((0, 0)) == (255, 0, 0)
