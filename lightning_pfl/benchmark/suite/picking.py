@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from lightning_pfl.benchmark.composition import edited
 from lightning_pfl.benchmark.edits import Place, Turn
@@ -11,6 +12,8 @@ from lightning_pfl.benchmark.images import Picture, View
 
 THINGS = ("animal", "vehicle", "clothing", "tool", "instrument", "building", "plant", "sport", "household")
 """Kinds of pictures that show one thing and are no food, face or flag."""
+
+T = TypeVar("T")
 
 COLOURS = {
     "red": (215, 45, 45),
@@ -48,6 +51,18 @@ def different(rng: random.Random, pictures: Sequence[Picture], count: int) -> li
         if len(found) == count:
             return list(found.values())
     raise ValueError(f"{count} different concepts are needed, but there are only {len(found)}.")
+
+
+def until(draw: Callable[[], T], keep: Callable[[T], bool], what: str) -> T:
+    """Draw again until it may be kept.
+
+    Raises:
+        ValueError: a thousand draws gave none.
+    """
+    for _ in range(1000):
+        if keep(drawn := draw()):
+            return drawn
+    raise ValueError(f"{what}: a thousand draws found none; the pictures of this side do not suffice.")
 
 
 def any_places(rng: random.Random, count: int) -> tuple[int, ...]:

@@ -47,5 +47,6 @@ def playing_cards(*, cache: Path | None = None, report: Report | None = None) ->
         _, *rest = path.stem.split("_")
         if len(rest) == 2 and rest[0] in SUITS and rest[1] in RANKS:
             name = f"{RANKS[rest[1]]} of {SUITS[rest[0]]}"
-            found.append(Picture(path, name, "card", "card", name, sources.OPENCLIPART.licence))
+            concept = f"card {SUITS[rest[0]]} {RANKS[rest[1]]}"
+            found.append(Picture(path, concept, "card", "card", name, sources.OPENCLIPART.licence))
     return found

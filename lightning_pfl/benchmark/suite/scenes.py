@@ -9,7 +9,7 @@ from lightning_pfl.benchmark.edits import Contrast, Edit, Place, Turn
 from lightning_pfl.benchmark.images import View
 from lightning_pfl.benchmark.marks import Break, Colourise, Spots
 from lightning_pfl.benchmark.suite.library import Shelf
-from lightning_pfl.benchmark.suite.picking import COLOURS, THINGS, different, framed, view
+from lightning_pfl.benchmark.suite.picking import COLOURS, THINGS, different, framed, until, view
 from lightning_pfl.benchmark.suite.recipes import Draft
 
 EDITS = ("added", "removed", "replaced")
@@ -81,14 +81,14 @@ def motion(rng: random.Random, goal: str, shelf: Shelf) -> Draft:
 def transition(rng: random.Random, goal: str, shelf: Shelf) -> Draft:
     """A12: what was done to the first picture to get the second? Redrawn: another artist's drawing of the thing."""
     emoji = shelf.of(THINGS, ("google", "twitter", "fluent", "openmoji"))
-    while True:
-        picture = rng.choice(emoji)
-        others = [p for p in emoji if p.caption == picture.caption and p.domain != picture.domain]
-        if others:
-            break
+    picture, redrawn = until(
+        lambda: (rng.choice(emoji), rng.choice(emoji)),
+        lambda two: two[0].concept == two[1].concept and two[0].domain != two[1].domain,
+        "two drawings of one thing",
+    )
     before = View(picture.path)
     if goal == "redrawn":
-        after = View(rng.choice(others).path)
+        after = View(redrawn.path)
     else:
         scale = round(rng.uniform(0.4, 0.6), 3)
         place = Place(round(rng.uniform(0, 1 - scale), 3), round(rng.uniform(0, 1 - scale), 3), scale)

@@ -9,7 +9,7 @@ from lightning_pfl.benchmark.edits import Crop
 from lightning_pfl.benchmark.images import Picture, View
 from lightning_pfl.benchmark.marks import Cover, Silhouette
 from lightning_pfl.benchmark.suite.library import Shelf
-from lightning_pfl.benchmark.suite.picking import different, framed
+from lightning_pfl.benchmark.suite.picking import different, framed, until
 from lightning_pfl.benchmark.suite.rarities import IN_LINES, RANKS, SUITS
 from lightning_pfl.benchmark.suite.recipes import Draft
 
@@ -38,12 +38,11 @@ def suit(rng: random.Random, goal: str, shelf: Shelf) -> Draft:
 def card_duel(rng: random.Random, goal: str, shelf: Shelf) -> Draft:
     """U4: which of two playing cards has at least three spots more?"""
     cards = shelf.of(["card"])
-    while True:
-        first, second = rng.choice(cards), rng.choice(cards)
-        more = _spots(first) - _spots(second)
-        if abs(more) >= 3:
-            break
-    pair = (first, second) if (more > 0) == (goal == "first") else (second, first)
+    pair = until(
+        lambda: (rng.choice(cards), rng.choice(cards)),
+        lambda two: (_spots(two[0]) - _spots(two[1])) * (1 if goal == "first" else -1) >= 3,
+        "two playing cards that differ by three spots",
+    )
     images = tuple(framed(rng, [card], mirror=False) for card in pair)
     return Draft(images, "Which playing card has the higher number?", ("first", "second"), goal)
 

@@ -1,0 +1,86 @@
+"""Which pictures look nearly the same: shifted, scaled, mirrored, recompressed or recoloured copies.
+
+Start at `alike`. Every picture is cut to what is not white and scaled to 24 x 24; two are alike if they, or one and the
+other's mirror image, differ little in colour, or if their grey levels correlate almost perfectly (a recoloured copy).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageChops, ImageOps
+
+MOST_DIFFERENCE = 0.06
+"""Root mean square difference of colours on the scale 0 to 1 below which two pictures are alike."""
+LEAST_CORRELATION = 0.97
+"""Correlation of grey levels above which two pictures are alike."""
+
+_SIDE = 24
+_FLAT = 8.0  # grey levels: a picture that varies less is no evidence of likeness
+
+
+@final
+@dataclass(frozen=True)
+class Pair:
+    """Two pictures that are alike, by their indices, and how much."""
+
+    first: int
+    second: int
+    difference: float
+    correlation: float
+
+
+def alike(images: Sequence[Image.Image], groups: Sequence[int]) -> list[Pair]:
+    """All near-duplicates across groups; `first` is of the group with the lower number.
+
+    Args:
+        images: RGB pictures on white, of any sizes.
+        groups: number of each picture's group; two of one group are not compared.
+
+    Example:
+        >>> wedge = Image.linear_gradient("L").convert("RGB")
+        >>> [(pair.first, pair.second) for pair in alike([wedge, wedge.resize((90, 90)), wedge.rotate(90)], [0, 1, 1])]
+        [(0, 1)]
+    """
+    if not images:
+        return []
+    small = [reduced(image) for image in images]
+    mirrored = [ImageOps.mirror(image) for image in small]
+    place = np.asarray(groups)
+    difference = np.minimum(_difference(small, small), _difference(small, mirrored))
+    levels = _levels(small)
+    correlation = np.maximum(levels @ levels.T, levels @ _levels(mirrored).T) / levels.shape[1]
+    found = ((difference < MOST_DIFFERENCE) | (correlation > LEAST_CORRELATION)) & (place[:, None] < place[None])
+    return [
+        Pair(int(first), int(second), float(difference[first, second]), float(correlation[first, second]))
+        for first, second in zip(*np.nonzero(found), strict=True)
+    ]
+
+
+def reduced(image: Image.Image) -> Image.Image:
+    """What is not white of an RGB picture, scaled to 24 x 24."""
+    ink = ImageChops.invert(image.convert("L")).point(lambda level: 255 if level > 12 else 0)
+    box = ink.getbbox()
+    return (image.crop(box) if box else image).resize((_SIDE, _SIDE), Image.Resampling.BOX)
+
+
+def _difference(ones: Sequence[Image.Image], others: Sequence[Image.Image]) -> NDArray[np.float32]:
+    """Root mean square difference of every pair [n, n]."""
+    one, other = (
+        np.stack([np.asarray(image, dtype=np.float32).ravel() for image in images]) / 255 for images in (ones, others)
+    )
+    squared = (one**2).sum(1)[:, None] + (other**2).sum(1)[None] - 2 * one @ other.T
+    distance: NDArray[np.float32] = np.sqrt(np.maximum(squared, 0) / one.shape[1])
+    return distance
+
+
+def _levels(images: Sequence[Image.Image]) -> NDArray[np.float32]:
+    """Standardised grey levels [n, 576]."""
+    levels = np.stack([np.asarray(image.convert("L"), dtype=np.float32).ravel() for image in images])
+    levels -= levels.mean(1, keepdims=True)
+    standard: NDArray[np.float32] = levels / np.maximum(levels.std(1, keepdims=True), _FLAT)
+    return standard
