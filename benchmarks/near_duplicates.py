@@ -2,8 +2,8 @@
 
     python benchmarks/near_duplicates.py [--write lightning_pfl/benchmark/suite/duplicates.txt] [--sheet pairs.png]
 
-Two pictures are near-duplicates if `lightning_pfl.benchmark.near_duplicates.alike` says so. Of a pair on two sides one goes: a training picture
-rather than a validation picture rather than a test picture; a public one always stays.
+What counts as near is said in `lightning_pfl.benchmark.near_duplicates`. Of a pair on two sides one goes: a training
+picture rather than a validation picture rather than a test picture; a public one always stays.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning_pfl.__about__ import __version__
+from lightning_pfl.benchmark.suite import commands as suite
 from lightning_pfl.errors import FederationError
 from lightning_pfl.parties import commands as parties
 
@@ -133,9 +134,21 @@ def main(args: Sequence[str] | None = None) -> None:
         command = ArgumentParser(description=(step.__doc__ or "").split("\n", 1)[0])
         command.add_function_arguments(step, as_positional=False)
         steps.add_subcommand(step.__name__, command, help=command.description)
+    of_suite = ArgumentParser(description="The offline suite of tasks: list, build, verify and show it.")
+    commands.add_subcommand("benchmark", of_suite, help=of_suite.description)
+    suite_steps = of_suite.add_subcommands(required=True)
+    for step_of_suite, arguments in suite.COMMANDS.items():
+        command = ArgumentParser(description=(step_of_suite.__doc__ or "").split("\n", 1)[0])
+        for name, settings in arguments:
+            command.add_argument(name, **settings)
+        suite_steps.add_subcommand(step_of_suite.__name__, command, help=command.description)
     chosen = parser.parse_args(args)
     if chosen.subcommand == "round":
         _run_round(parser.instantiate(chosen)["round"])
+        return
+    if chosen.subcommand == "benchmark":
+        chosen_step = next(step for step in suite.COMMANDS if step.__name__ == chosen["benchmark"]["subcommand"])
+        chosen_step(**vars(chosen["benchmark"][chosen_step.__name__]))
         return
     function = next(function for function in _COMMANDS if function.__name__ == chosen.subcommand)
     function(**chosen[chosen.subcommand].as_dict())

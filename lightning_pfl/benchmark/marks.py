@@ -142,8 +142,8 @@ class Dial(Edit):
         """Shrink the picture into the face and draw."""
         side = image.width
         canvas = Image.new("RGB", image.size, "white")
-        small = image.resize((side * 2 // 5, side * 2 // 5))
-        canvas.paste(Image.blend(small, Image.new("RGB", small.size, "white"), 0.6), (side * 3 // 10, side * 3 // 10))
+        small = image.resize((side * 3 // 5, side * 3 // 5))
+        canvas.paste(Image.blend(small, Image.new("RGB", small.size, "white"), 0.45), (side // 5, side // 5))
         draw = ImageDraw.Draw(canvas)
         width, middle = max(2, side // 24), side / 2
         draw.ellipse((width, width, side - width, side - width), outline=self.colour, width=width)

@@ -25,7 +25,7 @@ from lightning_pfl.benchmark.suite import (
     wardrobe,
 )
 from lightning_pfl.benchmark.suite.named import SIMILES
-from lightning_pfl.benchmark.suite.rarities import SUITS
+from lightning_pfl.benchmark.suite.rarities import KINDS, SUITS
 from lightning_pfl.benchmark.suite.recipes import TaskSpec
 
 _YES_NO = ("yes", "no")
@@ -99,10 +99,8 @@ TASKS: tuple[TaskSpec, ...] = (
 """The tasks of the scenario, client by client and in each client's order."""
 
 UNSEEN: tuple[TaskSpec, ...] = (
-    TaskSpec("U1-silhouette", "DreamSim-0", None, None, "What kind of black shape?", unseen.KINDS, unseen.silhouette),
-    TaskSpec(
-        "U2-line-drawing", "imagecode-0", None, None, "What kind of line drawing?", unseen.KINDS, unseen.line_drawing
-    ),
+    TaskSpec("U1-silhouette", "DreamSim-0", None, None, "What kind of black shape?", KINDS, unseen.silhouette),
+    TaskSpec("U2-line-drawing", "imagecode-0", None, None, "What kind of line drawing?", KINDS, unseen.line_drawing),
     TaskSpec(
         "U3-card-suit", "Mantis_contrastive_caption-0", None, None, "Which suit?", tuple(SUITS.values()), unseen.suit
     ),

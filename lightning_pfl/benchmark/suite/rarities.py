@@ -9,6 +9,8 @@ from lightning_pfl.benchmark.download import Report
 from lightning_pfl.benchmark.images import Picture
 from lightning_pfl.benchmark.packages import unpack
 
+KINDS = ("animal", "vehicle", "clothing", "building", "tool", "plant")
+"""Kinds of things that are shown as line drawings."""
 IN_LINES = " in lines"
 """Ends the kind of a line drawing, so that no other task meets it."""
 
@@ -32,7 +34,7 @@ def line_drawings(*, cache: Path | None = None, report: Report | None = None) ->
     found = []
     for picture in drawings.emoji(drawings.OPENMOJI, cache=cache, report=report):
         path = folder / picture.path.name
-        if path.exists() and picture.kind != "other":
+        if path.exists() and picture.kind in KINDS:
             kind, *rest = picture.category.split("/")
             category = "/".join([kind + IN_LINES, *rest])
             found.append(Picture(path, picture.concept, category, "line", picture.caption, picture.licence))

@@ -162,6 +162,15 @@ def sources_of(task: Task, library: Library) -> Mapping[str, str]:
     return {f"{package.name} {package.version}": package.licence for package in sorted(packages, key=lambda p: p.name)}
 
 
+def chance(task: Task) -> float:
+    """Expected test accuracy without looking: of one and the same answer, or of any that is offered, if that is more.
+
+    `Task.chance` is right where all examples offer the same answers; here some offer four out of many.
+    """
+    guessing = sum(1 / len(example.choices) for example in task.test) / len(task.test)
+    return max(task.chance, guessing)
+
+
 def shuffled(rng: random.Random, items: Sequence[str]) -> tuple[str, ...]:
     """The items in an order drawn with the generator."""
     return tuple(rng.sample(list(items), len(items)))

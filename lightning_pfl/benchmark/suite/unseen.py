@@ -10,10 +10,9 @@ from lightning_pfl.benchmark.images import Picture, View
 from lightning_pfl.benchmark.marks import Cover, Silhouette
 from lightning_pfl.benchmark.suite.library import Shelf
 from lightning_pfl.benchmark.suite.picking import different, framed, until
-from lightning_pfl.benchmark.suite.rarities import IN_LINES, RANKS, SUITS
+from lightning_pfl.benchmark.suite.rarities import IN_LINES, KINDS, RANKS, SUITS
 from lightning_pfl.benchmark.suite.recipes import Draft
 
-KINDS = ("animal", "vehicle", "clothing", "building", "tool", "plant")
 PATCHES = ("first", "second", "third")
 
 

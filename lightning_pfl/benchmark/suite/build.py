@@ -1,0 +1,176 @@
+"""The suite as files: records, pictures, scenarios, task graph and licences in one folder.
+
+Start at `build`. It can be stopped at any time and called again: a finished picture is never rendered twice, and a
+task whose manifest says that it is whole is passed over.
+
+    <root>/<task>/{train,val,test}/dataset-0.json   records of the published form
+    <root>/<task>/images/<key>.png                  pictures; the key says what decides the pixels
+    <root>/<task>/manifest.json                     sizes, licences, sources, digests
+    <root>/scenarios/*.json, task_graph.json, LICENCES.md
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from lightning_pfl.benchmark.images import View
+from lightning_pfl.benchmark.records import SPLITS, records_path, write_task
+from lightning_pfl.benchmark.suite.graph import LINKS
+from lightning_pfl.benchmark.suite.library import Library
+from lightning_pfl.benchmark.suite.recipes import STANDARD, SUITE, Sizes, TaskSpec, build_task, sources_of
+from lightning_pfl.benchmark.suite.scenario import write_scenarios
+from lightning_pfl.benchmark.tasks import Task
+
+Progress = Callable[[str, int, int], None]
+"""Called with (task name, pictures done, pictures in all) while a task is built."""
+
+_CHUNK = 64
+
+
+def build(
+    specs: Sequence[TaskSpec],
+    library: Library,
+    root: Path,
+    *,
+    sizes: Sizes = STANDARD,
+    pixels: int = 128,
+    workers: int = 1,
+    check: Callable[[Task], None] | None = None,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Write tasks and what goes with them.
+
+    Args:
+        specs: which tasks.
+        library: the pictures.
+        root: folder of the suite; made when missing.
+        sizes: examples per split.
+        pixels: side of the pictures.
+        workers: processes that render; 1 renders in this one.
+        check: called with each task before it is written, to refuse it (first tokens of its options, say).
+        progress: callback.
+
+    Returns:
+        The manifests, one per task.
+
+    Raises:
+        ValueError: a task that cannot be made, or a folder that holds a task of another suite, size or resolution.
+    """
+    paths = []
+    for spec in specs:
+        target = root / spec.name / "manifest.json"
+        wanted = {"suite": SUITE, "sizes": asdict(sizes), "pixels": pixels}
+        if target.exists():
+            found = read_manifest(target)
+            if any(found.get(key) != value for key, value in wanted.items()):
+                kept = {key: found.get(key) for key in wanted}
+                raise ValueError(
+                    f"{target.parent} holds {kept}, but {wanted} is asked for. Build into another folder, or delete it."
+                )
+            if progress is not None:
+                progress(spec.name, 1, 1)
+            paths.append(target)
+            continue
+        task = build_task(spec, library, sizes)
+        if check is not None:
+            check(task)
+        _render(task, root / spec.name / "images", pixels, workers, progress)
+        write_task(task, root, dataset=spec.name, size=pixels)
+        manifest = {
+            **wanted,
+            "task": spec.name,
+            "analogue": spec.analogue,
+            "asks": spec.asks,
+            "type": spec.kind,
+            "licences": list(task.licences),
+            "sources": dict(sources_of(task, library)),
+            "records": record_digests(root, spec.name),
+        }
+        _write(target, json.dumps(manifest, indent=1) + "\n")
+        paths.append(target)
+    write_scenarios(root / "scenarios")
+    _write(root / "task_graph.json", json.dumps([asdict(link) for link in LINKS], indent=1) + "\n")
+    _write(root / "LICENCES.md", licence_list(root))
+    return paths
+
+
+def read_manifest(path: Path) -> Mapping[str, Any]:
+    """A task's manifest.
+
+    Raises:
+        ValueError: it is not whole; the message says what to do.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf8")))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}). Delete it and build again.") from error
+
+
+def record_digests(root: Path, name: str) -> dict[str, str]:
+    """sha256 of each split's JSON file of a task."""
+    return {split: hashlib.sha256(records_path(root, name, 0, split).read_bytes()).hexdigest() for split in SPLITS}
+
+
+def licence_list(root: Path) -> str:
+    """Every built task with its sources and their licences, as Markdown."""
+    lines = ["# Licences", "", "| task | source | licence |", "| --- | --- | --- |"]
+    for path in sorted(root.glob("*/manifest.json")):
+        manifest = read_manifest(path)
+        lines += [f"| {manifest['task']} | {source} | {licence} |" for source, licence in manifest["sources"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def views_of(task: Task) -> list[View]:
+    """All views that a task shows, each once."""
+    examples = (*task.train, *task.val, *task.test)
+    return list(dict.fromkeys(view for example in examples for view in example.images))
+
+
+def picture_path(folder: Path, view: View, pixels: int) -> Path:
+    """Where `records.write_task` keeps a view."""
+    return folder / f"{view.key(pixels)[:32]}.png"
+
+
+def _render(task: Task, folder: Path, pixels: int, workers: int, progress: Progress | None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    views = views_of(task)
+    missing = [view for view in views if not picture_path(folder, view, pixels).exists()]
+    done = len(views) - len(missing)
+    for count in _rendered(
+        [missing[at : at + _CHUNK] for at in range(0, len(missing), _CHUNK)], folder, pixels, workers
+    ):
+        done += count
+        if progress is not None:
+            progress(task.name, done, len(views))
+
+
+def _rendered(chunks: Sequence[Sequence[View]], folder: Path, pixels: int, workers: int) -> Iterator[int]:
+    if workers <= 1:
+        yield from (render_all(chunk, folder, pixels) for chunk in chunks)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(render_all, chunks, [folder] * len(chunks), [pixels] * len(chunks))
+
+
+def render_all(views: Sequence[View], folder: Path, pixels: int) -> int:
+    """Render views as PNG files that appear whole or not at all; returns how many."""
+    for view in views:
+        target = picture_path(folder, view, pixels)
+        partial = target.with_name(f".{target.stem}.{os.getpid()}.part")
+        view.render(pixels).save(partial, "PNG")
+        os.replace(partial, target)
+    return len(views)
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(text, encoding="utf8")
+    os.replace(partial, path)

@@ -1,0 +1,176 @@
+"""What the suite promises, checked on what was built: digests, splits, balance, leaks, options, licences.
+
+Start at `verify`. It draws every task again from the packages and compares; nothing is repaired.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from PIL import Image
+
+from lightning_pfl.benchmark.composition import files_of
+from lightning_pfl.benchmark.images import open_square
+from lightning_pfl.benchmark.near_duplicates import alike
+from lightning_pfl.benchmark.records import RecordError, read_task
+from lightning_pfl.benchmark.suite.build import picture_path, read_manifest, record_digests, views_of
+from lightning_pfl.benchmark.suite.catalogue import find_task
+from lightning_pfl.benchmark.suite.library import SPLITS, Library
+from lightning_pfl.benchmark.suite.recipes import SUITE, Sizes, TaskSpec, build_task
+from lightning_pfl.benchmark.tasks import Example, Task
+
+_SAMPLED = 12  # pictures per task that are rendered again and compared pixel by pixel
+
+
+@final
+@dataclass(frozen=True)
+class Problem:
+    """Something that does not hold: where, and what."""
+
+    task: str
+    what: str
+
+
+def verify(
+    root: Path,
+    library: Library,
+    *,
+    check: Callable[[Task], None] | None = None,
+    near: bool = True,
+    step: Callable[[str], None] | None = None,
+) -> list[Problem]:
+    """Check every built task below a folder.
+
+    Args:
+        root: folder that `build.build` wrote.
+        library: the pictures.
+        check: called with each task; a ValueError that it raises is a problem (first tokens of options, say).
+        near: also look for near-duplicates between the sides, which opens every source picture.
+        step: called with what is being checked.
+
+    Returns:
+        What does not hold; empty if all does.
+
+    Raises:
+        FileNotFoundError: nothing is built there.
+    """
+    manifests = sorted(root.glob("*/manifest.json"))
+    if not manifests:
+        raise FileNotFoundError(f"{root} holds no built task. Make one: lightning-pfl benchmark build {root}")
+    problems: list[Problem] = []
+    tasks: list[Task] = []
+    for path in manifests:
+        if step is not None:
+            step(path.parent.name)
+        manifest = read_manifest(path)
+        if manifest["suite"] != SUITE:
+            problems.append(Problem(path.parent.name, f"was built by {manifest['suite']}, but this is {SUITE}"))
+            continue
+        spec = find_task(str(manifest["task"]))
+        task = build_task(spec, library, Sizes(**manifest["sizes"]))
+        tasks.append(task)
+        found = [*_files(spec, task, root, manifest["records"], int(manifest["pixels"])), *_balance(spec, task)]
+        if not manifest["licences"] or not manifest["sources"]:
+            found.append("names no licence or no source")
+        if check is not None:
+            try:
+                check(task)
+            except ValueError as error:
+                found.append(str(error))
+        problems += [Problem(spec.name, what) for what in found]
+    if step is not None:
+        step("leaks between the sides")
+    return problems + leaks(tasks, near=near)
+
+
+def leaks(tasks: Sequence[Task], *, near: bool = True) -> list[Problem]:
+    """Pictures that are shown on two sides of the split, by any of the tasks, or that look like one of another side."""
+    shown: dict[Path, dict[str, str]] = {}
+    for task in tasks:
+        for split, examples in zip(SPLITS, (task.train, task.val, task.test), strict=True):
+            for example in examples:
+                for view in example.images:
+                    for path in files_of(view):
+                        shown.setdefault(path, {}).setdefault(split, task.name)
+    problems = [
+        Problem(min(sides.values()), f"{path} is shown on several sides: {sides}")
+        for path, sides in shown.items()
+        if len(sides) > 1
+    ]
+    if near:
+        paths = [path for path, sides in shown.items() if len(sides) == 1]
+        sides = [next(iter(shown[path])) for path in paths]
+        for pair in alike([open_square(path, 96) for path in paths], [SPLITS.index(side) for side in sides]):
+            one, two = paths[pair.first], paths[pair.second]
+            problems.append(
+                Problem(
+                    shown[one][sides[pair.first]],
+                    f"{one} ({sides[pair.first]}) looks like {two} ({sides[pair.second]}): "
+                    f"{pair.difference:.3f}, {pair.correlation:.3f}",
+                )
+            )
+    return problems
+
+
+def _files(spec: TaskSpec, task: Task, root: Path, digests: Mapping[str, str], pixels: int) -> Iterator[str]:
+    """Whether records and pictures are those that the packages give."""
+    folder = root / spec.name / "images"
+    if record_digests(root, spec.name) != dict(digests):
+        yield "a JSON file is not the one that was built"
+    try:
+        read = read_task(root, spec.name, 0)
+    except (RecordError, FileNotFoundError) as error:
+        yield str(error)
+        return
+    for split in SPLITS:
+        drawn, found = getattr(task, split), getattr(read, split)
+        if [_said(example) for example in drawn] != [_said(example) for example in found]:
+            yield f"the {split} records differ from what these packages give"
+        named = [[picture_path(folder, view, pixels).name for view in example.images] for example in drawn]
+        if named != [[view.path.name for view in example.images] for example in found]:
+            yield f"the {split} records name other pictures than these packages give"
+    views = views_of(task)
+    for view in views:
+        path = picture_path(folder, view, pixels)
+        if not path.exists():
+            yield f"{path} is missing; build again"
+            continue
+        try:
+            with Image.open(path) as image:
+                image.verify()
+        except (OSError, SyntaxError) as error:
+            yield f"{path} is damaged ({error}); delete it and build again"
+    for view in views[:: max(1, len(views) // _SAMPLED)]:
+        path = picture_path(folder, view, pixels)
+        if path.exists() and not _same_pixels(path, view.render(pixels)):
+            yield f"{path} has other pixels than are rendered here; were the versions those of constraints.txt?"
+
+
+def _balance(spec: TaskSpec, task: Task) -> Iterator[str]:
+    for split in SPLITS:
+        examples: tuple[Example, ...] = getattr(task, split)
+        counts = Counter(example.answer for example in examples)
+        wanted = [example for example in spec.goals if spec.goals == examples[0].choices]
+        if wanted and max(counts.values()) - min(counts.get(goal, 0) for goal in spec.goals) > 1:
+            yield f"the answers of {split} are not balanced: {dict(counts)}"
+
+
+def _said(example: Example) -> tuple[str, str]:
+    return example.question, example.answer
+
+
+def _same_pixels(path: Path, image: Image.Image) -> bool:
+    try:
+        with Image.open(path) as found:
+            return _digest(found.convert("RGB")) == _digest(image)
+    except OSError:
+        return False
+
+
+def _digest(image: Image.Image) -> str:
+    return hashlib.sha256(image.tobytes()).hexdigest()
