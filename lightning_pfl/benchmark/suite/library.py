@@ -105,9 +105,13 @@ class Shelf:
             raise ValueError(f"The {self.split} side holds no picture of {subject!r}.")
         return self._found[subject]
 
-    def photographs(self) -> tuple[Picture, ...]:
-        """All photographs, but for those of things that phrases name."""
-        return self.where("photographs", lambda p: p.domain in PHOTOGRAPHS and subject_of(p.concept) is None)
+    def photographs(self, *domains: str) -> tuple[Picture, ...]:
+        """Photographs of the domains ("stamp", "scene"; both by default), but for things that phrases name."""
+        wanted = domains or PHOTOGRAPHS
+        return self.where(
+            f"photographs {wanted}",
+            lambda p: p.domain in wanted and p.domain in PHOTOGRAPHS and subject_of(p.concept) is None,
+        )
 
     def where(self, name: str, keep: Callable[[Picture], bool]) -> tuple[Picture, ...]:
         """Pictures that `keep` accepts, remembered under `name`."""

@@ -74,12 +74,11 @@ ACTIONS: Mapping[str, tuple[str, ...]] = {
     "wrestle": ("wrestling", "wrestler"),
     "lift": ("lifting", "lift"),
     "dance": ("dancing", "dancer", "dance"),
-    "kneel": ("kneeling", "kneel"),
     "cartwheel": ("cartwheeling", "cartwheel"),
 }
 """Verb -> words of a concept that show it."""
 
-_NOT_THE_ACTION = frozenset({"facing", "cane", "wheelchair", "ear"})
+_NOT_THE_ACTION = frozenset({"facing", "cane", "wheelchair", "ear", "shirt"})
 
 
 @functools.cache

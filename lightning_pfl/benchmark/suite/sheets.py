@@ -101,7 +101,7 @@ def _panel(row: Row, pixels: int) -> Image.Image:
 def _example(example: Example, pixels: int) -> Image.Image:
     width = max(len(example.images) * (pixels + 2), 200)
     question = example.question.replace(IMAGE_MARK, "").strip()
-    lines = [line for part in (question, f"→ {example.answer}") for line in textwrap.wrap(part, width // 6)]
+    lines = [line for part in (question, f"Answer: {example.answer}") for line in textwrap.wrap(part, width // 6)]
     tile = Image.new("RGB", (width, pixels + 4 + _LINE * len(lines) + 4), "white")
     draw = ImageDraw.Draw(tile)
     for place, view in enumerate(example.images):
@@ -109,6 +109,6 @@ def _example(example: Example, pixels: int) -> Image.Image:
         tile.paste(view.render(pixels), (left, 1))
         draw.rectangle((left, 0, left + pixels, pixels + 1), outline=(190, 190, 190))
     for index, line in enumerate(lines):
-        colour = (0, 90, 30) if line.startswith("→") else (40, 40, 40)
+        colour = (0, 90, 30) if line.startswith("Answer:") else (40, 40, 40)
         draw.text((0, pixels + 4 + index * _LINE), line, fill=colour, font=ImageFont.load_default(11))
     return tile

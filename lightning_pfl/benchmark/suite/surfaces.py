@@ -1,4 +1,4 @@
-"""Tasks about damage to surfaces: A3 (two), A6 (four). A surface is a small part of a photograph, enlarged."""
+"""Tasks about damage to surfaces: A3 (two), A6 (four). A surface is a small part of a photographed scene, enlarged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _several(rng: random.Random, goal: str, shelf: Shelf, count: int, question: 
 def _surface(rng: random.Random, shelf: Shelf) -> View:
     side = round(rng.uniform(0.25, 0.4), 3)
     left, top = (round(rng.uniform(0.5 - side, 0.5), 3) for _ in range(2))
-    return edited(view(rng, shelf.photographs()), Crop((left, top, round(left + side, 3), round(top + side, 3))))
+    return edited(view(rng, shelf.photographs("scene")), Crop((left, top, round(left + side, 3), round(top + side, 3))))
 
 
 def _damaged(rng: random.Random, surface: View) -> View:
