@@ -24,14 +24,14 @@ def common(rng: random.Random, goal: str, shelf: Shelf) -> Draft:
     return Draft(images, "What do the people in all three pictures do?", shuffled(rng, [goal, *others]), goal)
 
 
-def odd(rng: random.Random, goal: str, shelf: Shelf) -> Draft:
-    """B9: does somebody in three pictures do something else?"""
+def all_do(rng: random.Random, goal: str, shelf: Shelf) -> Draft:
+    """B9: do all three people do what the question names, or does one do something else?"""
     verb, other = rng.sample(VERBS, 2)
     verbs = [verb] * 3
-    if goal == "yes":
+    if goal == "no":
         verbs[rng.randrange(3)] = other
     images = tuple(_doing(rng, shelf, name, 1)[0] for name in verbs)
-    return Draft(images, "Does one of the three people do something else than the others?", ("yes", "no"), goal)
+    return Draft(images, f"Do all three people {verb}?", ("yes", "no"), goal)
 
 
 def query(rng: random.Random, goal: str, shelf: Shelf) -> Draft:

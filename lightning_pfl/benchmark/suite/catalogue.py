@@ -41,10 +41,14 @@ TASKS: tuple[TaskSpec, ...] = (
     TaskSpec("A4-wear-caption", "FashionIQ-0", 0, 3, "What is shown instead of it?", wardrobe.SORTS, wardrobe.caption),
     TaskSpec("A5-spatial", "VSR-0", 1, 0, "Where is the animal?", scenes.RELATIONS, scenes.relation),
     TaskSpec("A6-defect-of-four", "VISION-1", 1, 1, "Is one of four surfaces damaged?", _YES_NO, surfaces.four),
-    TaskSpec("A7-wear-colour", "Fashion200K-2", 1, 2, "Do four clothes have one colour?", _YES_NO, wardrobe.one_colour),
+    TaskSpec(
+        "A7-wear-colour", "Fashion200K-2", 1, 2, "Which colour have most clothes?", wardrobe.HUES, wardrobe.main_colour
+    ),
     TaskSpec("A8-pair-number", "NLVR2-0", 1, 3, "Which picture shows more?", _FIRST, counting.more),
     TaskSpec("A9-motion", "SEED-Bench-2-2", 2, 0, "How does the thing move or change?", scenes.MOVES, scenes.motion),
-    TaskSpec("A10-style", "Fashion200K-1", 2, 1, "Are three things drawn in one style?", _YES_NO, likeness.style),
+    TaskSpec(
+        "A10-style", "Fashion200K-1", 2, 1, "In which style are most drawn?", tuple(likeness.STYLES), likeness.style
+    ),
     TaskSpec("A11-pair-kind", "NLVR2-1", 2, 2, "Do both pictures show an animal?", _YES_NO, likeness.both_animals),
     TaskSpec("A12-transition", "CIRR-0", 2, 3, "What was done to the thing?", scenes.CHANGES, scenes.transition),
     TaskSpec("B1-photo-problem", "VizWiz-0", 3, 0, "What is wrong with the photo?", quality.PROBLEMS, quality.problem),
@@ -63,7 +67,7 @@ TASKS: tuple[TaskSpec, ...] = (
     ),
     TaskSpec("B7-dialogue", "COMICS_Dialogue-0", 4, 2, "What does this face say?", faces.MOODS, faces.line),
     TaskSpec("B8-simile-true", "IRFL-0", 4, 3, "Does the picture stand for a quality?", _YES_NO, phrases.stands_for),
-    TaskSpec("B9-action-odd", "Bongard-HOI-2", 5, 0, "Does one of three do something else?", _YES_NO, actions.odd),
+    TaskSpec("B9-action-all", "Bongard-HOI-2", 5, 0, "Do all three do it?", _YES_NO, actions.all_do),
     TaskSpec(
         "B10-concept-query", "Bongard-OpenWorld-0", 5, 1, "Is the fourth of this kind?", _POSITIVE, likeness.query
     ),

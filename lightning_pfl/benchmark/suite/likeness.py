@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import random
 
-from lightning_pfl.benchmark.drawings import EMOJI_DOMAINS
+from lightning_pfl.benchmark.drawings import FLUENT, OPENMOJI, TWITTER
 from lightning_pfl.benchmark.images import View
 from lightning_pfl.benchmark.suite.library import Shelf
 from lightning_pfl.benchmark.suite.picking import THINGS, different, framed
 from lightning_pfl.benchmark.suite.recipes import Draft
 
+STYLES = {"outlined": OPENMOJI, "shaded": FLUENT, "flat": TWITTER}
 CONCEPTS = ("animal", "vehicle", "clothing", "building", "tool", "plant")
 
 
 def style(rng: random.Random, goal: str, shelf: Shelf) -> Draft:
-    """A10: are three things drawn by one artist?"""
-    artist, other = rng.sample(EMOJI_DOMAINS, 2)
-    artists = [artist] * 3
-    if goal == "no":
-        artists[rng.randrange(3)] = other
-    images = tuple(framed(rng, shelf.of(THINGS, [name])) for name in artists)
-    return Draft(images, "Are all three things drawn in the same style?", ("yes", "no"), goal)
+    """A10: in which style are two of three things drawn?"""
+    styles = [goal] * 3
+    styles[rng.randrange(3)] = rng.choice([name for name in STYLES if name != goal])
+    images = tuple(framed(rng, shelf.of(THINGS, [STYLES[name]])) for name in styles)
+    return Draft(images, "In which style are most of the three things drawn?", tuple(STYLES), goal)
 
 
 def both_animals(rng: random.Random, goal: str, shelf: Shelf) -> Draft:

@@ -1,4 +1,4 @@
-"""Tasks about clothes: A4 (what replaced what), A7 (one colour or not)."""
+"""Tasks about clothes: A4 (what replaced what), A7 (their main colour)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from lightning_pfl.benchmark.suite.library import Shelf
 from lightning_pfl.benchmark.suite.picking import COLOURS, different, framed
 from lightning_pfl.benchmark.suite.recipes import Draft
 
+HUES = tuple(COLOURS)
 SORTS = ("hat", "shoe", "garment")
 _SIGNS = {
     "hat": {"hat", "cap", "crown", "helmet", "sombrero", "fedora", "turban", "tophat"},
@@ -60,12 +61,10 @@ def caption(rng: random.Random, goal: str, shelf: Shelf) -> Draft:
     return Draft(images, f"Instead of a {before}, the second picture shows a ...", SORTS, goal)
 
 
-def one_colour(rng: random.Random, goal: str, shelf: Shelf) -> Draft:
-    """A7: do four pieces of clothing have one colour, or has one of them another?"""
-    main, other = rng.sample(list(COLOURS.values()), 2)
-    colours = [main] * 4
-    if goal == "no":
-        colours[rng.randrange(4)] = other
+def main_colour(rng: random.Random, goal: str, shelf: Shelf) -> Draft:
+    """A7: which colour do three of four pieces of clothing have?"""
+    colours = [COLOURS[goal]] * 4
+    colours[rng.randrange(4)] = COLOURS[rng.choice([name for name in HUES if name != goal])]
     pictures = different(rng, shelf.of(["clothing"]), 4)
     images = tuple(edited(View(p.path), Colourise(colour)) for p, colour in zip(pictures, colours, strict=True))
-    return Draft(images, "Do all four pieces of clothing have the same colour?", ("yes", "no"), goal)
+    return Draft(images, "Which colour do most of the pieces of clothing have?", HUES, goal)
