@@ -71,11 +71,14 @@ def pictures(tmp_path_factory):
     for subject in (*SIMILES.values(), *IDIOMS.values(), *actions):
         for artist in ARTISTS:
             add(subject, "other", artist)
-    for codes in flags._CONTINENTS.values():
-        for code in codes.split():
-            stem = "-".join(f"1f1{ord(letter) - ord('A') + 0xE6:02x}" for letter in code)
-            for artist in ARTISTS[:2]:
-                add(f"land of {code[0]} and {code[1]}", "flag", artist, stem=stem)
+    for place, codes in flags._CONTINENTS.items():
+        for layout in flags.LAYOUTS:
+            alike = [code for code in codes.split() if flags._LAYOUT.get(code, "other") == layout]
+            for index, code in enumerate(alike):
+                stem = "-".join(f"1f1{ord(letter) - ord('A') + 0xE6:02x}" for letter in code)
+                concept = spare[("test", "train", "val")[(index + len(place)) % 3]].pop()
+                for artist in ARTISTS[:2]:
+                    add(concept, "flag", artist, stem=stem)
     for kind in rarities.KINDS:
         for concept in names():
             add(concept, kind + rarities.IN_LINES, "line")
