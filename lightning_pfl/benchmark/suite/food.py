@@ -14,7 +14,7 @@ _NEAR = {"fruit": "vegetable", "vegetable": "meal", "sweet": "drink", "drink": "
 _PLACES = {
     ("fruit", "vegetable"): "at the greengrocer's",
     ("meal", "vegetable"): "from the kitchen garden's cook",
-    ("drink", "sweet"): "in the café",
+    ("drink", "sweet"): "at the coffee shop",
     ("drink", "fruit"): "at the juice bar",
     ("meal", "sweet"): "at the bakery",
 }

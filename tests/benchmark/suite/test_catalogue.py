@@ -64,7 +64,7 @@ def test_goals_are_dealt_out_in_turn(spec, tasks):
 
 
 def test_no_picture_is_shown_on_two_sides_by_any_two_tasks(tasks):
-    assert leaks(list(tasks.values())) == []
+    assert leaks(list(tasks.values()), near=False) == []
 
 
 def test_pictures_lie_on_the_side_of_their_concept_and_public_ones_nowhere(tasks, library):

@@ -9,9 +9,9 @@ from lightning_pfl.benchmark.tiny import tiny_tokenizer
 
 
 def test_words_that_a_tokenizer_does_not_know_collide(library):
-    task = build_task(find_task("A1"), library, Sizes(5, 5, 5))
+    task = build_task(find_task("A9"), library, Sizes(6, 6, 6))
 
-    with pytest.raises(ValueError, match=r"A1-wear-count does not suit tiny: .*'five'"):
+    with pytest.raises(ValueError, match=r"A9-motion does not suit tiny: .*'left' and 'right'"):
         check_options(task, {"tiny": tiny_tokenizer()})
 
 
