@@ -36,7 +36,7 @@ def main() -> None:
             related = " ".join(relatives(spec.id))
             lines.append(f"| {spec.name} | {place} | {spec.asks} | {answers} | {related} | {spec.analogue} |")
         sheet = contact_sheet(rows, pixels=72)
-        sheet.quantize(200).save(HERE / f"suite_{group}.png", optimize=True)
+        sheet.save(HERE / f"suite_{group}.png", optimize=True)
         credit = "; ".join(
             f"{package.name} {package.version} ({package.licence})" for package in sorted(shown, key=lambda p: p.name)
         )

@@ -112,3 +112,19 @@ def test_names_find_tasks_and_groups():
 def test_a_task_that_runs_out_of_pictures_says_so(library):
     with pytest.raises(ValueError, match=r"U4-card-duel cannot make|holds no picture"):
         build_task(find_task("B7"), type(library)([]), SMOKE)
+
+
+@pytest.mark.assets
+def test_the_real_suite_is_sound():
+    """Every task at the standard size, for the tokenizers at hand: sides, options, licences."""
+    from lightning_pfl.benchmark.suite.library import load_library
+    from lightning_pfl.benchmark.suite.options import check_options, tokenizers_at_hand
+
+    real, tokenizers = load_library(), tokenizers_at_hand()
+    made = [build_task(spec, real) for spec in ALL]
+
+    assert leaks(made, near=False) == []
+    for task in made:
+        check_options(task, tokenizers)
+        assert (len(task.train), len(task.val), len(task.test)) == (400, 100, 100)
+        assert task.licences
