@@ -55,10 +55,12 @@ def sort_of(picture: Picture) -> str | None:
 def caption(rng: random.Random, goal: str, shelf: Shelf) -> Draft:
     """A4: the second picture shows what instead of the first one's?"""
     before = rng.choice([sort for sort in SORTS if sort != goal])
-    images = tuple(
-        framed(rng, shelf.where(sort, lambda picture, sort=sort: sort_of(picture) == sort)) for sort in (before, goal)
-    )
+    images = tuple(framed(rng, _of_sort(shelf, sort)) for sort in (before, goal))
     return Draft(images, f"Instead of a {before}, the second picture shows a ...", SORTS, goal)
+
+
+def _of_sort(shelf: Shelf, sort: str) -> tuple[Picture, ...]:
+    return shelf.where(sort, lambda picture: sort_of(picture) == sort)
 
 
 def main_colour(rng: random.Random, goal: str, shelf: Shelf) -> Draft:
