@@ -26,6 +26,7 @@ from lightning_pfl.benchmark.records import SPLITS, records_path, write_task
 from lightning_pfl.benchmark.suite.graph import LINKS
 from lightning_pfl.benchmark.suite.library import Library
 from lightning_pfl.benchmark.suite.recipes import STANDARD, SUITE, Sizes, TaskSpec, build_task, sources_of
+from lightning_pfl.benchmark.suite.rendering import picture_path, render_all
 from lightning_pfl.benchmark.suite.scenario import write_scenarios
 from lightning_pfl.benchmark.tasks import Task
 
@@ -134,11 +135,6 @@ def views_of(task: Task) -> list[View]:
     return list(dict.fromkeys(view for example in examples for view in example.images))
 
 
-def picture_path(folder: Path, view: View, pixels: int) -> Path:
-    """Where `records.write_task` keeps a view."""
-    return folder / f"{view.key(pixels)[:32]}.png"
-
-
 def _render(task: Task, folder: Path, pixels: int, workers: int, progress: Progress | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     views = views_of(task)
@@ -158,16 +154,6 @@ def _rendered(chunks: Sequence[Sequence[View]], folder: Path, pixels: int, worke
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         yield from pool.map(render_all, chunks, [folder] * len(chunks), [pixels] * len(chunks))
-
-
-def render_all(views: Sequence[View], folder: Path, pixels: int) -> int:
-    """Render views as PNG files that appear whole or not at all; returns how many."""
-    for view in views:
-        target = picture_path(folder, view, pixels)
-        partial = target.with_name(f".{target.stem}.{os.getpid()}.part")
-        view.render(pixels).save(partial, "PNG")
-        os.replace(partial, target)
-    return len(views)
 
 
 def _write(path: Path, text: str) -> None:

@@ -37,7 +37,7 @@ def tasks(names: Sequence[str] = ()) -> None:
     Console().print(table)
 
 
-def build(root: Path, names: Sequence[str] = (), *, smoke: bool = False, pixels: int = 128, workers: int = 2) -> None:
+def build(root: Path, names: Sequence[str] = (), *, smoke: bool = False, pixels: int = 128, workers: int = 1) -> None:
     """Write the suite as files in the published form; stop it at any time and call it again.
 
     Args:
@@ -124,7 +124,7 @@ COMMANDS: Mapping[Callable[..., None], Sequence[tuple[str, Mapping[str, Any]]]] 
         _NAMES,
         ("--smoke", {"action": "store_true", "help": "32 training examples per task instead of 400"}),
         _PIXELS,
-        ("--workers", {"type": int, "default": 2, "help": "processes that render pictures"}),
+        ("--workers", {"type": int, "default": 1, "help": "processes that render pictures"}),
     ),
     verify: (
         ("root", {"type": Path, "help": "folder that `build` wrote"}),

@@ -17,10 +17,11 @@ from lightning_pfl.benchmark.composition import files_of
 from lightning_pfl.benchmark.images import open_square
 from lightning_pfl.benchmark.near_duplicates import alike
 from lightning_pfl.benchmark.records import RecordError, read_task
-from lightning_pfl.benchmark.suite.build import picture_path, read_manifest, record_digests, views_of
+from lightning_pfl.benchmark.suite.build import read_manifest, record_digests, views_of
 from lightning_pfl.benchmark.suite.catalogue import find_task
 from lightning_pfl.benchmark.suite.library import SPLITS, Library
 from lightning_pfl.benchmark.suite.recipes import SUITE, Sizes, TaskSpec, build_task
+from lightning_pfl.benchmark.suite.rendering import picture_path
 from lightning_pfl.benchmark.tasks import Example, Task
 
 _SAMPLED = 12  # pictures per task that are rendered again and compared pixel by pixel

@@ -11,9 +11,10 @@ from PIL import Image
 
 from lightning_pfl.benchmark.records import read_task
 from lightning_pfl.benchmark.suite import build as building
-from lightning_pfl.benchmark.suite.build import build, render_all
+from lightning_pfl.benchmark.suite.build import build
 from lightning_pfl.benchmark.suite.catalogue import TASKS, find_task, find_tasks
 from lightning_pfl.benchmark.suite.recipes import Sizes, build_task
+from lightning_pfl.benchmark.suite.rendering import render_all
 from lightning_pfl.benchmark.suite.scenario import ASSIGNMENTS, scenario
 from lightning_pfl.benchmark.suite.verify import leaks, verify
 
