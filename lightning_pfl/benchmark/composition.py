@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import cast, final
 
 from PIL import Image
 
@@ -75,7 +75,7 @@ def edited(view: View, *edits: Edit) -> View:
 
 def files_of(view: View) -> Iterator[Path]:
     """Every image file that a view shows, pasted ones included."""
-    yield view.path
+    yield cast(Path, view.path)  # compositions are made of pictures in the cache, never of remote ones
     for edit in view.edits:
         if isinstance(edit, Paste):
             yield from files_of(edit.view)
