@@ -121,12 +121,21 @@ def test_a_node_that_is_killed_in_the_middle_of_a_round_changes_nothing_for_who_
 
 
 def test_what_the_object_store_has_lost_is_sent_again(pools, snapshots, caplog):
-    from ray._private.internal_api import free
+    """An object is lost with the process that put it there."""
+    import ray
+
+    @ray.remote(num_cpus=0)
+    class Mortal:
+        def put(self, value):
+            return [ray.put(value)]
 
     pool = pools(num_actors=1, max_retries=1)
     pool.start([Client(client_id) for client_id in ["dies-once", *WARDS]], snapshots)
     pool.wait_until_ready()
-    free(list(pool._snapshots.values()))
+    mortal = Mortal.remote()
+    for key, reference in pool._snapshots.items():
+        (pool._snapshots[key],) = ray.get(mortal.put.remote(reference))
+    ray.kill(mortal)
 
     # the first actor has its snapshot already; the one that takes its place does not find it
     results = {result.client_id: bytes_of(result) for result in pool.run([job("dies-once"), job("ward-1")])}
