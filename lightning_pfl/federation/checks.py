@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import lightning as L
@@ -14,6 +15,8 @@ from lightning_pfl.errors import CheckpointMismatchError
 from lightning_pfl.federation._compat import callbacks_of, is_dry_run, last_checkpoints
 
 __all__ = ["check_aggregator", "check_last_checkpoint", "check_trainer", "require_lightning"]
+
+_LOG = logging.getLogger(__name__)
 
 
 def require_lightning(thing: object, name: str) -> None:
@@ -34,9 +37,22 @@ def check_trainer(trainer: L.Trainer, stage: TrainerFn) -> None:
     """Refuse what has no meaning in rounds.
 
     Raises:
-        ValueError: ``max_steps``, or a callback that searches for a batch size or a learning rate.
-        TypeError: a callback from ``pytorch_lightning``.
+        ValueError: ``max_steps``, ``num_nodes``, or a callback that searches for a batch size or a learning rate.
+        TypeError: a callback or logger from ``pytorch_lightning``.
     """
+    if trainer.num_nodes > 1:
+        raise ValueError(
+            f"`Trainer(num_nodes={trainer.num_nodes})` starts one program per node, but a federation is one program "
+            "that hands clients out. Leave it at 1, and name a cluster by `FederatedStrategy(pool=RayPool(address=...))`."
+        )
+    if (devices := getattr(trainer.strategy, "parallel_devices", None)) is not None and len(devices) > 1:
+        _LOG.warning(
+            "The Trainer has %d devices, but each client trains on one. What a client takes of a machine is said by "
+            "`Client(num_gpus=...)`; clients on several devices work at the same time.",
+            len(devices),
+        )
+    for logger in trainer.loggers:
+        require_lightning(logger, f"The logger {type(logger).__name__}")
     for callback in callbacks_of(trainer):
         require_lightning(callback, f"The callback {type(callback).__name__}")
         if isinstance(callback, (BatchSizeFinder, LearningRateFinder)) and stage is TrainerFn.FITTING:

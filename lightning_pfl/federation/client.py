@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import lightning as L
@@ -95,12 +95,14 @@ def as_clients(clients: int | Sequence[Client]) -> tuple[Client, ...]:
 
     Raises:
         ValueError: no client, or two with one id (ids that differ only in case count as one: they name folders).
-        TypeError: something in the sequence is not a `Client`.
+        TypeError: it is neither, or something in the sequence is not a `Client`.
 
     Example:
         >>> [client.id for client in as_clients(2)]
         ['client-0', 'client-1']
     """
+    if isinstance(clients, (bool, str)) or not isinstance(clients, (int, Iterable)):
+        raise TypeError(f"`clients` must be a number, or a sequence of `Client` objects, but is {clients!r}.")
     if isinstance(clients, int):
         if clients < 1:
             raise ValueError(f"A federation needs at least one client, but `clients` is {clients}.")
@@ -110,7 +112,10 @@ def as_clients(clients: int | Sequence[Client]) -> tuple[Client, ...]:
         raise TypeError(f"`clients` must be a number or a sequence of `Client` objects, but is {clients!r}.")
     for client in clients:
         if not isinstance(client, Client):
-            raise TypeError(f"`clients` must hold `Client` objects, but one is a {type(client).__name__}: {client!r}.")
+            way_out = f" Write `Client({client!r})`." if isinstance(client, str) else ""
+            raise TypeError(
+                f"`clients` must hold `Client` objects, but one is a {type(client).__name__}: {client!r}.{way_out}"
+            )
     if not clients:
         raise ValueError("A federation needs at least one client, but `clients` is empty.")
     seen: dict[str, str] = {}

@@ -8,7 +8,7 @@ elsewhere; this file knows turns and time, but neither updates nor aggregation.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import final
 
@@ -70,16 +70,18 @@ class Gatherer:
     Args:
         pool: started.
         rules: of the run.
+        tell: is told how many clients have delivered, and how many are wanted.
 
     Attributes:
         pending: clients that still train for an earlier round, with what they were asked.
     """
 
-    def __init__(self, pool: ClientPool, rules: RoundRules) -> None:
+    def __init__(self, pool: ClientPool, rules: RoundRules, tell: Callable[[int, int], None]) -> None:
         self.pending: dict[str, Assignment] = {}
         self._arrived: list[JobResult] = []  # of pending clients, while others were evaluated
         self._pool = pool
         self._rules = rules
+        self._tell = tell
 
     def collect(self, harvest: Harvest, jobs: Sequence[Job], *, wanted: int, needed: int) -> None:
         """Ask clients, and wait.
@@ -98,6 +100,7 @@ class Gatherer:
             harvest.failed.pop(job.assignment.client_id, None)
             harvest.open[job.assignment.client_id] = job
         self._pool.submit(jobs)
+        self._tell(len(harvest.delivered), wanted)
         while self._waits_on(harvest, wanted=wanted, needed=needed):
             if harvest.stage is TrainerFn.FITTING and self._arrived:
                 result: JobResult | None = self._arrived.pop(0)
@@ -113,6 +116,7 @@ class Gatherer:
                 self._arrived.append(result)
                 continue
             _LOG.info("%d of %d clients done (%s).", len(harvest.delivered), wanted, result.client_id)
+            self._tell(len(harvest.delivered), wanted)
 
     def ask_again(self, harvest: Harvest, jobs: Sequence[Job]) -> list[Job]:
         """The jobs of clients that are missing; those that are late, and would not be waited for, are cancelled."""

@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 import lightning as L
@@ -27,6 +28,7 @@ from lightning_pfl.federation.checks import (
 from lightning_pfl.federation.client_strategy import ClientStrategy
 from lightning_pfl.federation.plan import Plan, make_plan
 from lightning_pfl.federation.privacy import prepare_privacy
+from lightning_pfl.federation.progress import show_clients
 from lightning_pfl.federation.rounds import Rounds
 from lightning_pfl.federation.scope import of_clients, of_server
 from lightning_pfl.federation.server import ServerModule
@@ -53,6 +55,7 @@ class FederatedLauncher(Launcher):
     def __init__(self, strategy: FederatedStrategy) -> None:
         self._strategy = strategy
         self._rounds: Rounds | None = None
+        self._told_to_end = False
 
     @property
     def is_interactive_compatible(self) -> bool:
@@ -76,19 +79,26 @@ class FederatedLauncher(Launcher):
             check_last_checkpoint(trainer)
         module, data = asked["model"] or trainer.lightning_module, _data(asked, stage)
         rounds = self._prepare(trainer, module, data, stage)
-        with self._places(rounds.plan):
-            return self._serve(function, asked, trainer, rounds, module, data.datamodule)
+        self._told_to_end = False
+        try:
+            with self._places(rounds.plan):
+                return self._serve(function, asked, trainer, rounds, module, data.datamodule)
+        except SystemExit as error:
+            if self._told_to_end and not isinstance(error, SIGTERMException):
+                raise SIGTERMException from error  # Ray makes a plain `SystemExit` of it, with an exit code of its own
+            raise
 
     def kill(self, signum: Any) -> None:
         """Leave a round that is waiting for clients; a checkpoint then has the last whole round."""
         if self._rounds is not None and self._rounds.waiting:
+            self._told_to_end = True
             raise SIGTERMException
 
     def _prepare(self, trainer: L.Trainer, module: L.LightningModule, data: ClientData, stage: TrainerFn) -> Rounds:
         strategy = self._strategy
         check_trainer(trainer, stage)
-        if data.datamodule is not None:
-            require_lightning(data.datamodule, "The datamodule")
+        for given in (data.datamodule, *data.loaders.values()):
+            require_lightning(given, "The datamodule")
         callbacks = of_clients(callbacks_of(trainer))
         exchange = exchange_of(callbacks, strategy.share)
         aggregator = strategy.aggregator_for(callbacks)
@@ -140,6 +150,7 @@ class FederatedLauncher(Launcher):
             fraction=strategy.fraction,
             rules=strategy.rules,
             seed=strategy.seed,
+            tell=partial(show_clients, trainer),
         )
 
     @contextlib.contextmanager

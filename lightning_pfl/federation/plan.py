@@ -119,7 +119,7 @@ def make_plan(
         with _seeded(client_seed(seed, key)):
             _build(model, trainer, data.datamodule)
         for callback in prepared:
-            callback.prepare_server(model, global_branch=global_branch)
+            _prepare(callback, model, key, global_branch=global_branch)
         fingerprints[key] = Fingerprint.of(model, exchange)
         users = [client_id for client_id, used in snapshot_of.items() if used == key]
         if users:
@@ -265,6 +265,16 @@ def _prepared_callbacks(callbacks: Sequence[L.Callback], exchange: Exchange) -> 
     parts = exchange.parts if isinstance(exchange, JointExchange) else (exchange,)
     found = [callback for callback in callbacks if isinstance(callback, FederatedCallback)]
     return [*found, *(part for part in parts if part not in found)]
+
+
+def _prepare(callback: FederatedCallback, model: L.LightningModule, key: str, *, global_branch: bool) -> None:
+    """Prepare a model; what a callback has against it names whose it is."""
+    try:
+        callback.prepare_server(model, global_branch=global_branch)
+    except ValueError as error:
+        if key == _DEFAULT:
+            raise
+        raise ValueError(f"`{type(callback).__name__}` cannot prepare {key}: {error}") from error
 
 
 def _builds_late(module: L.LightningModule) -> bool:

@@ -86,6 +86,7 @@ class Rounds:
         fraction: of clients per round.
         rules: how long to wait for whom.
         seed: of the run.
+        tell: is told how many clients have delivered, and how many are wanted.
 
     Attributes:
         participants: who delivered in the last round that was begun.
@@ -104,6 +105,7 @@ class Rounds:
         fraction: float,
         rules: RoundRules,
         seed: int,
+        tell: Callable[[int, int], None],
     ) -> None:
         self.plan = plan
         self.state = state
@@ -114,7 +116,7 @@ class Rounds:
         self._fraction = fraction
         self._rules = rules
         self._seed = seed
-        self._gatherer = Gatherer(pool, rules)
+        self._gatherer = Gatherer(pool, rules, tell)
         self._clients = {client.id: client for client in plan.clients}
         self.participants: tuple[str, ...] = ()
 

@@ -131,7 +131,8 @@ class FederatedStrategy(SingleDeviceStrategy):
         self.rules = rules or RoundRules()
         self.privacy = privacy
         self.seed = seed
-        self.parallel_devices: list[torch.device] | None = None  # Lightning fills it in
+        self.parallel_devices: list[torch.device] | None = None  # Lightning fills it in, and the next one
+        self.num_nodes = 1
         self.after_teardown: Callable[[], None] | None = None
         self.unbuilt: MutableMapping[L.LightningModule, L.LightningModule] = weakref.WeakKeyDictionary()
         self._template: tuple[weakref.ref[L.Trainer], ClientTemplate] | None = None

@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import LearningRateFinder, StochasticWeightAveraging
 
+from lightning_pfl.adapters import CoLoraConfig, inject
 from lightning_pfl.aggregation import RelevanceAggregator, UniformAggregator
 from lightning_pfl.callbacks.colora import CoLoRA
 from lightning_pfl.errors import ClientFailedError
@@ -43,6 +44,9 @@ def refused(tmp_path, error, message, *, module=None, callbacks=(), trainer=None
     [
         ({"clients": 0}, ValueError, "at least one client"),
         ({"clients": [Client("a"), Client("A")]}, ValueError, "an id of its own"),
+        ({"clients": ["a", "b"]}, TypeError, r"one is a str: 'a'. Write `Client\('a'\)`"),
+        ({"clients": "ab"}, TypeError, "a number, or a sequence of `Client` objects, but is 'ab'"),
+        ({"clients": None}, TypeError, "a number, or a sequence of `Client` objects, but is None"),
         ({"clients": 2, "fraction": 0.0}, ValueError, "`fraction` of clients per round must be above 0"),
         ({"clients": 2, "local_epochs": 0}, ValueError, "`local_epochs` must be at least 1, but is 0"),
         ({"clients": 2, "local_steps": 0}, ValueError, "`local_steps` must be at least 1, but is 0"),
@@ -55,6 +59,12 @@ def refused(tmp_path, error, message, *, module=None, callbacks=(), trainer=None
 def test_arguments_are_checked_at_once(arguments, error, message):
     with pytest.raises(error, match=message):
         FederatedStrategy(**arguments)
+
+
+@pytest.mark.parametrize("client_id", ["a/b", "..", "", "ward 3", "ward.", "a" * 129, 7])
+def test_ids_unfit_for_a_path(client_id):
+    with pytest.raises(ValueError, match=r"names folders and metrics.*but is"):
+        Client(client_id)
 
 
 def test_nothing_shared(tmp_path):
@@ -94,10 +104,52 @@ def test_models_that_cannot_be_mixed(tmp_path):
     refused(tmp_path, ValueError, "blocks.0.fc.bias.*(a|wide)", clients=clients, share=["blocks"], module=Blocks())
 
 
+class ThreeRanks(Blocks):
+    """Brings adapters of its own, of another rank and over both blocks."""
+
+    def __init__(self):
+        super().__init__()
+        inject(self, CoLoraConfig(r=3, alpha=4, num_blocks=2, target_modules=["fc"], global_branch=True))
+
+
+class Shallow(Blocks):
+    def __init__(self):
+        super().__init__()
+        self.blocks = self.blocks[:1]
+
+
+@pytest.mark.parametrize(
+    ("model", "num_blocks", "message"),
+    [
+        (ThreeRanks, 1, r"the model of client `c`.*r: 3 there, 2 asked for, num_blocks: 2 there, 1 asked for"),
+        (Shallow, 2, r"the model of client `c`.*number of blocks of the model, 1, but is 2"),
+    ],
+    ids=["rank", "blocks"],
+)
+def test_adapters_that_cannot_be_mixed_say_whose_they_are(tmp_path, model, num_blocks, message):
+    callback = CoLoRA(rank=2, alpha=4, num_blocks=num_blocks, target_modules=["fc"])
+    clients = [Client("a"), Client("b"), Client("c", model=model)]
+
+    refused(tmp_path, ValueError, message, clients=clients, callbacks=[callback], share=(), module=Blocks())
+
+
 def test_no_layer_for_adapters(tmp_path):
+    """The message says what was there."""
     callback = CoLoRA(rank=2, num_blocks=1, target_modules=["nowhere"])
 
-    refused(tmp_path, ValueError, "nowhere", callbacks=[callback], share=(), module=Blocks())
+    refused(
+        tmp_path, ValueError, "nowhere.*'embed', 'blocks.0.fc'", callbacks=[callback], share=(), module=Blocks()
+    )  # fmt: skip
+
+
+def test_several_nodes(tmp_path):
+    refused(tmp_path, ValueError, r"one program that hands clients out.*RayPool\(address", trainer={"num_nodes": 2})
+
+
+def test_several_devices_are_no_silent_matter(tmp_path, caplog):
+    trainer_of(tmp_path, strategy_of(["a"]), max_epochs=1, devices=2).fit(Tiny(), datamodule=ClientsOwnData())
+
+    assert caplog.text.count("has 2 devices, but each client trains on one") == 1
 
 
 @pytest.mark.parametrize("what", ["model", "datamodule"])
@@ -116,8 +168,18 @@ def test_objects_of_the_other_package(tmp_path):
     class Callback(other.Callback):
         pass
 
+    class Data(other.LightningDataModule):
+        pass
+
     clients = [Client("a", model=Module), Client("b")]
     refused(tmp_path, TypeError, "`model` of client `a`.*pytorch_lightning", clients=clients)
+    clients = [Client("a", datamodule=Data), Client("b")]
+    refused(tmp_path, TypeError, "`datamodule` of client `a`.*pytorch_lightning", clients=clients)
+    refused(tmp_path, TypeError, "datamodule is a Data.*pytorch_lightning", data=Data())
+    logger = other.loggers.CSVLogger(tmp_path)
+    refused(tmp_path, TypeError, "logger CSVLogger.*pytorch_lightning", trainer={"logger": logger})
+    with pytest.raises(TypeError, match=r"datamodule is a Data.*pytorch_lightning"):
+        trainer_of(tmp_path, strategy_of(pool=NothingRuns())).fit(Tiny(), Data())
     trainer = trainer_of(tmp_path, strategy_of(pool=NothingRuns()))
     trainer.callbacks.append(Callback())
     with pytest.raises(TypeError, match="pytorch_lightning"):
@@ -169,3 +231,43 @@ def test_frozen_weights_that_differ_from_turn_to_turn_are_refused(tmp_path):
         trainer.fit(Draws(), datamodule=ClientsOwnData())
 
     assert error.value.round == 1
+
+
+class TwoOptimizers(Tiny):
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.encoder.parameters()), torch.optim.SGD(self.head.parameters(), lr=0.1)
+
+
+class ByHand(Blocks):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+
+class HoldsAList(Blocks):
+    def __init__(self):
+        super().__init__()
+        self.held = list(self.parameters())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.held, lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("module", "trainer", "message"),
+    [
+        (TwoOptimizers, {}, "multiple optimizers is only supported with manual optimization"),
+        (ByHand, {"accumulate_grad_batches": 2}, "gradient accumulation is not supported for manual optimization"),
+        (HoldsAList, {}, r"adapter parameters are in no optimizer.*param_groups"),
+    ],
+    ids=["several optimizers", "accumulation by hand", "parameters in no optimizer"],
+)
+def test_what_lightning_refuses_in_training_is_refused_with_its_reason_and_the_clients_id(
+    tmp_path, module, trainer, message
+):
+    adapters = {"share": ()} if module is HoldsAList else {"share": ["head"]}
+    callbacks = [colora()] if module is HoldsAList else []
+    trainer = trainer_of(tmp_path, strategy_of(["a", "b"], **adapters), callbacks=callbacks, **trainer)
+
+    with pytest.raises(ClientFailedError, match=rf"(?s)Client `a` failed in round 0.*{message}"):
+        trainer.fit(module(), datamodule=ClientsOwnData())
