@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import uuid
 from contextlib import contextmanager
@@ -302,6 +303,55 @@ def test_ctrl_c_leaves_no_process_and_no_file_of_a_pool_that_started_ray(tmp_pat
 
     assert "KeyboardInterrupt" in errors
     assert not list((tmp_path / "tensors").iterdir())
+    deadline = time.monotonic() + 30
+    while _marked(mark) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not _marked(mark)
+
+
+TERMINATED = """
+    import sys
+    from lightning.pytorch.callbacks import OnExceptionCheckpoint
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+    from lightning_pfl.federation.pools import RayPool
+    from tests.federation.places import Eventful
+    from tests.federation.runs import strategy_of, trainer_of
+    from tests.federation.tiny import ClientsOwnData
+
+    folder = sys.argv[1]
+    strategy = strategy_of(["dawdles"], pool=RayPool(address="local", init={"num_cpus": 1}))
+    trainer = trainer_of(folder, strategy, callbacks=[OnExceptionCheckpoint(folder, "stopped")])
+    try:
+        trainer.fit(Eventful(folder), datamodule=ClientsOwnData(num_workers=1))
+    except SIGTERMException:
+        print("TERMINATED", trainer.state.status, flush=True)
+        raise
+"""
+
+
+def test_sigterm_in_a_round_is_lightnings_own_exception_and_leaves_no_process(tmp_path):
+    """The client's loader has a worker process, which must be gone too."""
+    program, mark = tmp_path / "program.py", uuid.uuid4().hex
+    program.write_text(textwrap.dedent(TERMINATED))
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]),
+        "RAY_AUTH_MODE": "disabled",
+        "FEDERATED_TEST": mark,
+    }
+    with open(tmp_path / "output", "w+") as output:
+        process = subprocess.Popen([sys.executable, program, tmp_path], env=environment, stdout=output, stderr=output)
+        deadline = time.monotonic() + 180
+        while not list(tmp_path.glob("*.pid")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(timeout=90)
+        output.seek(0)
+        text = output.read()
+
+    assert "TERMINATED TrainerStatus.INTERRUPTED" in text, text
+    assert code == 0
+    assert (tmp_path / "stopped.ckpt").exists()
     deadline = time.monotonic() + 30
     while _marked(mark) and time.monotonic() < deadline:
         time.sleep(0.2)
