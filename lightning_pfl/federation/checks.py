@@ -43,7 +43,7 @@ def check_trainer(trainer: L.Trainer, stage: TrainerFn) -> None:
     if trainer.num_nodes > 1:
         raise ValueError(
             f"`Trainer(num_nodes={trainer.num_nodes})` starts one program per node, but a federation is one program "
-            "that hands clients out. Leave it at 1, and name a cluster by `FederatedStrategy(pool=RayPool(address=...))`."
+            "that hands clients out. Leave it at 1, and name a cluster: `FederatedStrategy(pool=RayPool(address=...))`."
         )
     if (devices := getattr(trainer.strategy, "parallel_devices", None)) is not None and len(devices) > 1:
         _LOG.warning(
