@@ -107,7 +107,7 @@ class Worst(Blocks):
 
 
 def test_best_and_last_name_checkpoints_of_the_whole_federation(tmp_path):
-    keep = ModelCheckpoint(tmp_path, monitor="val_loss", save_last=True, filename="{epoch}")
+    keep = ModelCheckpoint(tmp_path, monitor="val_loss", save_top_k=-1, save_last=True, filename="{epoch}")
     strategy = strategy_of(["a", "b"], share=["head"])
     trainer = trainer_of(tmp_path, strategy, max_epochs=4, enable_checkpointing=True, callbacks=[keep])
     module, data, distances = Worst(), ClientsOwnData(), []
