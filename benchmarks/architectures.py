@@ -238,7 +238,7 @@ def _save(row: Row, state: dict[str, nn.Module], folder: Path) -> str:
     """As a PEFT folder of JSON and safetensors."""
     CoLoRA.export(state["personal"].model, folder / "adapter")
     names = sorted(path.name for path in (folder / "adapter").iterdir())
-    assert names == ["adapter_config.json", "adapter_model.safetensors"], names
+    assert names == ["adapter_config.json", "adapter_manifest.json", "adapter_model.safetensors"], names
     return "yes"
 
 

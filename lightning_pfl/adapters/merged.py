@@ -258,7 +258,7 @@ def _merged(name: str, layer: CoLoraLayer) -> dict[str, Tensor]:
         return merged
     wide = torch.promote_types(weight.dtype, torch.float32)
     delta, shift = layer.delta_weight(ADAPTER)
-    delta = delta.T if isinstance(base, Conv1D) else delta
+    delta = delta.T if isinstance(base, Conv1D) else delta.view_as(weight)
     merged["weight"] = (weight.to(wide) + delta.to(wide)).to(weight.dtype)
     if shift is not None and (bias is not None or bool(shift.any())):
         merged["bias"] = (shift.to(wide) if bias is None else bias.to(wide) + shift.to(wide)).to(weight.dtype)

@@ -2,7 +2,7 @@
 
 Start at `export_lora`. A conventional layer with a global branch is a LoRA of rank 2r, ``A = [A_G; A_L]``; a Co-LoRA
 layer is one of rank r, since both its branches share A and B: ``B (P A x + Q)`` is LoRA with ``B P`` and a bias
-``B Q``, which PEFT's ``lora_bias`` is for. A rank of one's own choice takes the best approximation, and says what it
+``B Q``, which PEFT's ``lora_bias`` is for. Of a convolution A is r kernels, and B has a kernel of one. A rank of one's own choice takes the best approximation, and says what it
 loses.
 """
 
@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lightning_pfl.adapters._compat import SAFETENSORS_WEIGHTS_NAME, Conv1D
+from lightning_pfl.adapters.adaptable import is_convolution
 from lightning_pfl.adapters.injection import ADAPTER, adapted_layers, config_of
 from lightning_pfl.adapters.layer import CoLoraLayer
 from lightning_pfl.adapters.merged import plain_model
@@ -61,7 +62,8 @@ def export_lora(
         What was written, with what a given rank has cost.
 
     Raises:
-        ValueError: no adapters; a gate that depends on the input; a rank below 1; a layer that is no linear one.
+        ValueError: no adapters; a gate that depends on the input; a rank below 1; a convolution with dilation or
+            with padding other than zeros, which PEFT's LoRA does not take over.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -91,8 +93,8 @@ def export_lora(
     tensors: dict[str, Tensor] = {}
     for name, (factors, bias) in layers.items():
         key = f"base_model.model.{name}.lora"
-        tensors[f"{key}_A.weight"] = _filled(factors.A, width, dim=0)
-        tensors[f"{key}_B.weight"] = _filled(factors.B, width, dim=1)
+        A, B = _filled(factors.A, width, dim=0), _filled(factors.B, width, dim=1)
+        tensors[f"{key}_A.weight"], tensors[f"{key}_B.weight"] = _kernels(A, B, adapted[name].get_base_layer())
         if has_bias:
             tensors[f"{key}_B.bias"] = factors.B.new_zeros(factors.B.shape[0]) if bias is None else bias
     folder = Path(path)
@@ -120,11 +122,7 @@ def export_lora(
 def _layer(name: str, layer: CoLoraLayer) -> tuple[Factors, Tensor | None]:
     """One layer's A, B and bias, all without the scale."""
     layer.check_mergeable(ADAPTER)
-    if not isinstance(layer.get_base_layer(), (nn.Linear, Conv1D)):
-        raise ValueError(
-            f"`{name}` is a {type(layer.get_base_layer()).__name__}, and only linear layers can be written as plain "
-            "LoRA. Use `export_adapter`, or exclude such layers with exclude_modules."
-        )
+    _check(name, layer.get_base_layer())
     local, g, l = layer.local_tensors(ADAPTER), None, None  # noqa: E741 - the letters of the formula
     if layer.has_global_branch(ADAPTER):
         gate = layer.colora_config[ADAPTER].gate
@@ -137,6 +135,30 @@ def _layer(name: str, layer: CoLoraLayer) -> tuple[Factors, Tensor | None]:
         return Factors(local["A"], local["B"]), None
     A, B = layer.colora_basis_A[ADAPTER], layer.colora_basis_B[ADAPTER]
     return Factors(A, B @ local["P"]), B @ local["Q"]
+
+
+def _check(name: str, base: nn.Module) -> None:
+    """Raise unless PEFT's LoRA would read the input as the layer does."""
+    way_out = "Use `export_adapter`, or exclude such layers with exclude_modules."
+    if is_convolution(base):
+        if any(gap != 1 for gap in base.dilation) or base.padding_mode != "zeros":
+            raise ValueError(
+                f"`{name}` is a {type(base).__name__} with dilation {tuple(base.dilation)} and padding_mode "
+                f"{base.padding_mode!r}, and PEFT's LoRA of a convolution takes over neither: it would read other "
+                f"patches. {way_out}"
+            )
+    elif not isinstance(base, (nn.Linear, Conv1D)):
+        raise ValueError(
+            f"`{name}` is a {type(base).__name__}, and only linear layers and convolutions can be written as plain "
+            f"LoRA. {way_out}"
+        )
+
+
+def _kernels(A: Tensor, B: Tensor, base: nn.Module) -> tuple[Tensor, Tensor]:
+    """A and B in the shapes that PEFT gives them: of a convolution, r kernels of its size, and kernels of one."""
+    if not is_convolution(base):
+        return A, B
+    return A.unflatten(1, (base.in_channels, *base.kernel_size)), B[(..., *[None] * len(base.kernel_size))]
 
 
 def _filled(tensor: Tensor, size: int, *, dim: int) -> Tensor:
