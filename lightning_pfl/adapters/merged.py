@@ -71,7 +71,11 @@ class RefuseBias(NoBiasPolicy):
 
 @dataclass(frozen=True)
 class DropBias(NoBiasPolicy):
-    """Leave out the biases that have no place, and warn with their size. The outputs are then others."""
+    """Leave out the biases that have no place, and warn with their size. The outputs are then others.
+
+    One bias makes no difference: an attention's keys' (all that Whisper has no place for), since it adds the same to all
+    scores of a query, and softmax takes that away again.
+    """
 
     def place(self, model: PreTrainedModel, state: Mapping[str, Tensor], homeless: list[str]) -> PreTrainedModel:
         """The model's own class, with whatever biases it can have."""
@@ -170,9 +174,10 @@ def export_merged(
 ) -> None:
     """Write a transformers model with its adapter merged in, as a folder that transformers alone loads.
 
-    The sum is made in at least float32 and rounded once to the model's dtype. Logits of tiny models of seven families
-    differ from the unmerged ones, relative to their norm, by less than 1e-14 in float64, 3e-6 in float32 and 3e-2 in
-    bfloat16, whose weights have 8 bits and round the adapter's share away where it is small.
+    The sum is made in at least float32 and rounded once to the model's dtype. Logits of tiny models of twelve
+    families, convolutions among them, differ from the unmerged ones, relative to their norm, by less than 1e-14 in
+    float64, 3e-6 in float32 and 0.15 in bfloat16 (0.09 measured), whose weights have 8 bits: an unmerged model in
+    bfloat16 is off from the same one in float64 by as much.
 
     Args:
         module: a transformers model with adapters, or a module that holds one with all adapters inside; left alone.

@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_pfl.adapters import Additive, CoLoraConfig, InputGate, StaticGate, export_lora, inject
 from lightning_pfl.adapters.injection import adapted_layers
-from tests.adapters.tiny import FAMILIES, llama, mlp, output, scramble
+from tests.adapters.tiny import BLOCKS, FAMILIES, llama, mlp, output, resnet, scramble
 
 BUILDS = {**FAMILIES, "mlp": mlp}
 
@@ -39,7 +39,7 @@ def off(found, expected):
 @pytest.mark.parametrize("family", BUILDS)
 def test_pefts_own_lora_gives_the_same_outputs(tmp_path, family, gate):
     """Rank r without a global branch, 2r with; Q as the bias of B."""
-    model = adapted(BUILDS[family], gate=gate)
+    model = adapted(BUILDS[family], gate=gate, blocks=BLOCKS.get(family))
 
     written = export_lora(model, tmp_path)
 
@@ -86,6 +86,20 @@ def test_a_rank_of_ones_own_takes_the_best_of_each_layer_and_says_what_it_loses(
         assert off(output(loaded), output(model)) < 3e-6
 
 
+def test_convolutions_are_cut_to_a_rank_too(tmp_path):
+    model = adapted(resnet, gate=StaticGate())
+
+    written = export_lora(model, tmp_path, rank=2)
+
+    loaded = read(resnet, tmp_path)
+    assert written.lost
+    for name, layer in adapted_layers(model):
+        lora = loaded.base_model.model.get_submodule(name)
+        delta = layer.delta_weight("default")[0].view_as(layer.get_base_layer().weight)
+        error = (lora.get_delta_weight("default") - delta).norm() / delta.norm()
+        assert error.item() == pytest.approx(written.lost.get(name, 0.0), abs=1e-5)
+
+
 def test_the_inner_model_and_where_it_comes_from(tmp_path):
     outer = nn.ModuleDict({"net": llama(), "head": nn.Linear(16, 2)})
     inject(outer["net"], CoLoraConfig(r=4, num_blocks=2))
@@ -104,3 +118,14 @@ def test_what_cannot_be_plain_lora_is_refused(tmp_path):
         export_lora(adapted(mlp), tmp_path, rank=0)
     with pytest.raises(ValueError, match="no Co-LoRA adapters"):
         export_lora(mlp(), tmp_path)
+
+
+@pytest.mark.parametrize("more", [{"dilation": 2}, {"padding": 1, "padding_mode": "circular"}], ids=str)
+def test_a_convolution_whose_patches_peft_would_not_read_is_refused(tmp_path, more):
+    """PEFT makes A with the kernel, stride and padding of the layer, and nothing else."""
+    module = nn.ModuleDict({"conv": nn.Conv2d(3, 5, 3, **more)})
+    inject(module, CoLoraConfig(r=2, placement={"conv": "main/0/conv"}, base_identity="b"))
+
+    with pytest.raises(ValueError, match=r"`conv` is a Conv2d with dilation.*other patches. Use `export_adapter`"):
+        export_lora(module, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
