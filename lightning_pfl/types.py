@@ -160,6 +160,11 @@ class SharedTensors:
         return self.common.nbytes + self.same_architecture.nbytes
 
 
+def _equal(one: SharedTensors, other: SharedTensors) -> bool:
+    pairs = ((one.common, other.common), (one.same_architecture, other.same_architecture))
+    return all(a.layout == b.layout and torch.equal(a.vector, b.vector) for a, b in pairs)
+
+
 @dataclass(frozen=True, eq=False)
 class Personalized:
     """What the server sends to one client; a name that is not sent keeps the client's own value.
@@ -176,8 +181,9 @@ class Personalized:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that travel to the client."""
-        return sum(part.nbytes for part in (self.frozen, self.start) if part is not None)
+        """Bytes that travel to the client; what is frozen and a start at once travels once."""
+        parts = [part for part in (self.frozen, self.start) if part is not None]
+        return parts[0].nbytes if len(parts) == 2 and _equal(*parts) else sum(part.nbytes for part in parts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ registers the method with PEFT.
 
 from lightning_pfl.adapters.config import CoLoraConfig
 from lightning_pfl.adapters.export import export_adapter
-from lightning_pfl.adapters.gates import Additive, Combine, Convex, GatePolicy, InputGate, StaticGate
+from lightning_pfl.adapters.gates import Additive, Combine, Convex, FixedGate, GatePolicy, InputGate, StaticGate
 from lightning_pfl.adapters.injection import InjectionReport, add_global_branch, config_of, inject
 from lightning_pfl.adapters.layer import CoLoraConv, CoLoraLayer, CoLoraLinear
 from lightning_pfl.adapters.manifest import load_adapter
@@ -43,6 +43,7 @@ __all__ = [
     "Combine",
     "Convex",
     "DropBias",
+    "FixedGate",
     "GatePolicy",
     "InjectionReport",
     "InputGate",

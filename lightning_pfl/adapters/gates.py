@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Additive", "Combine", "Convex", "GatePolicy", "InputGate", "StaticGate"]
+__all__ = ["Additive", "Combine", "Convex", "FixedGate", "GatePolicy", "InputGate", "StaticGate"]
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,42 @@ class StaticGate(GatePolicy):
     def beta(self, parameter: Tensor, summary: Tensor | None) -> Tensor:
         """One number for every input, ``[]``."""
         return parameter.sigmoid()
+
+
+@dataclass(frozen=True)
+class FixedGate(GatePolicy):
+    """One number for all layers that is not trained, for methods that weigh the branches alike. Can be merged.
+
+    Args:
+        combine: what beta means.
+        value: beta, 0 to 1.
+
+    Raises:
+        ValueError: a value out of range.
+
+    Example:
+        >>> FixedGate(value=0.25).beta(torch.tensor(3.0), None)
+        tensor(0.2500)
+    """
+
+    value: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.value <= 1:
+            raise ValueError(f"`value` is the global branch's weight, 0 to 1, but is {self.value}.")
+
+    @property
+    def reads_input(self) -> bool:
+        """No."""
+        return False
+
+    def parameter_shape(self, in_features: int) -> tuple[int, ...]:
+        """A scalar, which nothing reads."""
+        return ()
+
+    def beta(self, parameter: Tensor, summary: Tensor | None) -> Tensor:
+        """The same number always, ``[]``."""
+        return torch.full_like(parameter, self.value, requires_grad=False)
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,15 @@ from lightning_pfl.adapters.model import CoLoraModel
 from lightning_pfl.adapters.placement import Address
 from lightning_pfl.adapters.statistics import hold
 
-__all__ = ["ADAPTER", "InjectionReport", "adapted_layers", "add_global_branch", "config_of", "inject"]
+__all__ = ["ADAPTER", "SHARED", "InjectionReport", "adapted_layers", "add_global_branch", "config_of", "inject"]
 
 log = logging.getLogger(__name__)
 
 ADAPTER = "default"
-"""PEFT's name of the one adapter that this package reads and writes."""
+"""PEFT's name of the adapter that this package reads and writes: a client's own."""
+
+SHARED = "shared"
+"""PEFT's name of the second adapter, where a method has one (`lightning_pfl.adapters.shared`): the one exchanged."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_pfl.adapters.injection import ADAPTER, adapted_layers, config_of
+from lightning_pfl.adapters.injection import ADAPTER, SHARED, adapted_layers, config_of
+from lightning_pfl.adapters.layer import CoLoraLayer
 from lightning_pfl.types import FlatTensors, SharedTensors
 
 __all__ = [
@@ -46,7 +47,7 @@ class AdapterParameters:
 
 
 def shared_tensors(module: nn.Module) -> SharedTensors:
-    """Copy what a client trained and may share: its local branch L.
+    """Copy what a client trained and may share: its local branch L, or the `SHARED` adapter if there is one.
 
     Args:
         module: a module with adapters.
@@ -71,7 +72,7 @@ def shared_tensors(module: nn.Module) -> SharedTensors:
 
 
 def load_local(module: nn.Module, shared: SharedTensors) -> None:
-    """Write values into the local branch L, in place; a name that is absent keeps its value.
+    """Write values into what `shared_tensors` copies, in place; a name that is absent keeps its value.
 
     Raises:
         ValueError: a name that the module does not have, or another shape than it has there.
@@ -208,8 +209,9 @@ def adapter_parameters(module: nn.Module) -> AdapterParameters:
         for group, found in groups.items():
             for part in [group] if group == "gate" else group:
                 container = getattr(layer, f"colora_{part}")
-                if ADAPTER in container:
-                    found[f"{prefix}.colora_{part}.{ADAPTER}"] = container[ADAPTER]
+                for adapter in (ADAPTER, SHARED):
+                    if adapter in container:
+                        found[f"{prefix}.colora_{part}.{adapter}"] = container[adapter]
     return AdapterParameters(groups["PQ"], groups["AB"], groups["gate"])
 
 
@@ -232,9 +234,10 @@ def adapter_state(module: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for prefix, layer in adapted_layers(module):
         aligned = ADAPTER in layer.colora_aligned and bool(layer.colora_aligned[ADAPTER])
-        for attribute, tensor in layer.state_of(ADAPTER).items():
-            if aligned or attribute not in layer.basis_names:
-                state[f"{prefix}.{attribute}.{ADAPTER}"] = tensor.detach()
+        for adapter in (ADAPTER, SHARED):
+            for attribute, tensor in layer.state_of(adapter).items():
+                if aligned or attribute not in layer.basis_names:
+                    state[f"{prefix}.{attribute}.{adapter}"] = tensor.detach()
     return state
 
 
@@ -244,7 +247,7 @@ def _by_name(module: nn.Module, branch: str) -> tuple[dict[str, Tensor], dict[st
     own: dict[str, Tensor] = {}
     for name, layer in adapted_layers(module):
         address = layer.colora_address[ADAPTER]
-        tensors = layer.local_tensors(ADAPTER) if branch == "local" else layer.global_tensors(ADAPTER)
+        tensors = layer.local_tensors(_exchanged(layer)) if branch == "local" else layer.global_tensors(ADAPTER)
         for letter, tensor in tensors.items():
             if address is None:
                 own[f"{name}.{letter}"] = tensor
@@ -252,6 +255,10 @@ def _by_name(module: nn.Module, branch: str) -> tuple[dict[str, Tensor], dict[st
                 assert f"{address}/{letter}" not in common, "placement gives every layer an address of its own"
                 common[f"{address}/{letter}"] = tensor
     return common, own
+
+
+def _exchanged(layer: CoLoraLayer) -> str:
+    return SHARED if SHARED in layer.colora_address else ADAPTER
 
 
 def _load(module: nn.Module, shared: SharedTensors, branch: str) -> None:

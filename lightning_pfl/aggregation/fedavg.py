@@ -25,10 +25,12 @@ class FedAvg(Aggregator):
     """Every client starts its next turn from the mean of the round's participants, weighted by their examples.
 
     P and Q (`SharedTensors.common`) are averaged over all participants that hold them, A and B over the participants of
-    one architecture. A name that no participant of a round holds keeps its last mean. There is no global branch: the
-    mean overwrites the client's own adapter.
+    one architecture. A name that no participant of a round holds keeps its last mean. The mean overwrites the client's
+    own adapter.
 
     Args:
+        global_branch: send the mean as the frozen global adapter G, too. For methods whose clients exchange a second
+            adapter (`SharedAdapter`) that starts from the mean while their own one sees it fixed at its side.
         staleness_exponent: a, how fast an update that comes late (`UseLate`) loses weight: its examples count
             :math:`(1 + s)^{-a}` times, s rounds late. 0: it counts like any other.
         conventional: how A and B are averaged within an architecture. None: `FactorMean()`.
@@ -55,10 +57,12 @@ class FedAvg(Aggregator):
     def __init__(
         self,
         *,
+        global_branch: bool = False,
         staleness_exponent: float = 0.0,
         conventional: ConventionalMean | None = None,
         guard: UpdateGuard | None = None,
     ) -> None:
+        self.global_branch = global_branch
         self.staleness_exponent = staleness_exponent
         staleness_weight(0, staleness_exponent)  # raises if it is out of range
         self.conventional = conventional or FactorMean()
@@ -66,8 +70,8 @@ class FedAvg(Aggregator):
 
     @property
     def uses_global_branch(self) -> bool:
-        """False."""
-        return False
+        """As the user chose."""
+        return self.global_branch
 
     @property
     def needs_sketches(self) -> bool:
@@ -106,12 +110,10 @@ class FedAvg(Aggregator):
         row = torch.tensor([float(weigh.get(client, 0)) for client in clients])
         return Aggregation(
             personalized={
-                client: Personalized(
-                    start=SharedTensors(select(common, entry["names"]), copied(bound[entry["architecture"]]))
-                )
+                client: self._sent(SharedTensors(select(common, entry["names"]), copied(bound[entry["architecture"]])))
                 for client, entry in clients.items()
             },
-            newcomer=Personalized(start=SharedTensors(select(common, everywhere))),
+            newcomer=self._sent(SharedTensors(select(common, everywhere))),
             state={
                 "rule": _RULE,
                 "common": dump_flat(common),
@@ -122,6 +124,9 @@ class FedAvg(Aggregator):
             weights=(row / row.sum()).repeat(len(clients), 1),
             notes=tuple(notes),
         )
+
+    def _sent(self, mean: SharedTensors) -> Personalized:
+        return Personalized(frozen=mean if self.global_branch else None, start=mean)
 
     def _fresh(self, update: ClientUpdate) -> float:
         return staleness_weight(update.staleness, self.staleness_exponent)

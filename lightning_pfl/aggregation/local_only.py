@@ -20,6 +20,8 @@ class LocalOnly(Aggregator):
     """Each client trains its one adapter at full scale on its own data, without a global branch.
 
     Args:
+        global_branch: give each client a global branch and its gate all the same, for which nothing is ever sent, so
+            that its output stays 0: the control that tells what a branch and a gate do without exchange.
         guard: what an update must satisfy to count; a diverged client is worth an error here too.
 
     Example:
@@ -27,13 +29,14 @@ class LocalOnly(Aggregator):
         False
     """
 
-    def __init__(self, *, guard: UpdateGuard | None = None) -> None:
+    def __init__(self, *, global_branch: bool = False, guard: UpdateGuard | None = None) -> None:
+        self.global_branch = global_branch
         self.guard = guard or UpdateGuard()
 
     @property
     def uses_global_branch(self) -> bool:
-        """False: half of the scale would be lost to a branch that stays empty."""
-        return False
+        """As the user chose; by default half of the scale is not lost to a branch that stays empty."""
+        return self.global_branch
 
     @property
     def needs_sketches(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, final
 
@@ -32,11 +33,13 @@ from lightning_pfl.adapters import (
     shared_tensors,
 )
 from lightning_pfl.adapters.alignment import Alignment
-from lightning_pfl.adapters.injection import adapted_layers
+from lightning_pfl.adapters.injection import ADAPTER, adapted_layers
+from lightning_pfl.adapters.shared import shown
 from lightning_pfl.callbacks.checkpoints import attach
-from lightning_pfl.callbacks.federated import Exchange
+from lightning_pfl.callbacks.federated import AdapterUser, Exchange
 from lightning_pfl.callbacks.instance_hooks import around, original, restore
 from lightning_pfl.errors import CheckpointMismatchError
+from lightning_pfl.functional.averaging import select
 from lightning_pfl.types import Personalized, SharedTensors
 
 __all__ = ["CoLoRA"]
@@ -74,6 +77,8 @@ class CoLoRA(Exchange):
         train_also: which of the module's own parameters are trained as well: names of parameters or of modules that
             hold them (``"head"``), with ``*`` and ``?`` if wanted. They stay private to a client.
         private_layers: whether layers outside the shared blocks are adapted too, conventionally.
+        keep: which adapters a client keeps to itself, by the names under which tensors are exchanged (P and Q:
+            ``"main/0/q/P"``; A and B: ``"layers.3.fc1.A"``), with ``*`` and ``?`` if wanted.
         aligned: bases that make P and Q mean the same in other models: what `align` returned, or where it was saved.
         dropout: probability that an adapter's input feature is dropped while training.
         seed: of the adapters' start.
@@ -101,18 +106,20 @@ class CoLoRA(Exchange):
         roles: Mapping[str, str] | None = None,
         train_also: Sequence[str] = (),
         private_layers: bool = True,
+        keep: Sequence[str] = (),
         aligned: Alignment | str | Path | None = None,
         dropout: float = 0.0,
         seed: int = 0,
         adapters_only_checkpoints: bool = False,
         global_branch: bool = False,
     ) -> None:
-        if isinstance(train_also, str):
-            raise TypeError(
-                f"`train_also` must be a sequence of names, but is the string {train_also!r}; wrap it: [...]."
-            )
-        if not isinstance(train_also, Sequence):
-            raise TypeError(f"`train_also` must be a sequence of names, but is {train_also!r}.")
+        for argument, names in (("train_also", train_also), ("keep", keep)):
+            if isinstance(names, str):
+                raise TypeError(
+                    f"`{argument}` must be a sequence of names, but is the string {names!r}; wrap it: [...]."
+                )
+            if not isinstance(names, Sequence):
+                raise TypeError(f"`{argument}` must be a sequence of names, but is {names!r}.")
         self.config = CoLoraConfig(
             r=rank,
             alpha=alpha,
@@ -127,6 +134,7 @@ class CoLoRA(Exchange):
             seed=seed,
         )
         self.train_also = tuple(train_also)
+        self.keep = tuple(keep)
         self.aligned = aligned
         self.adapters_only_checkpoints = adapters_only_checkpoints
         self.global_branch = global_branch
@@ -184,8 +192,13 @@ class CoLoRA(Exchange):
             round: of which round the manifest says it is, from 0.
 
         Raises:
-            ValueError: the module holds no adapters.
+            ValueError: the module holds no adapters, or its outputs are those of two of them.
         """
+        if (seen := shown(module)) != (ADAPTER,):
+            raise ValueError(
+                f"The outputs of this {type(module).__name__} are those of the adapters {list(seen)} together, but a "
+                "folder holds one. Keep the module itself (`FederatedStrategy.personalize`)."
+            )
         names = [name for name, _ in adapted_layers(module)]
         for inner, child in module.named_modules():
             if isinstance(child, PreTrainedModel) and all(
@@ -204,6 +217,7 @@ class CoLoRA(Exchange):
         global_branch = self._global_branch if is_client else self.global_branch
         if stage == "fit" and self._before_averaging(trainer, pl_module):
             self._inject(pl_module, stage, global_branch)
+            _tell_users(trainer, pl_module)
         else:
             around(pl_module, "configure_model", _configure_model, self, stage, global_branch)
 
@@ -268,7 +282,17 @@ class CoLoRA(Exchange):
 
     @override
     def upload(self, module: L.LightningModule) -> SharedTensors:
-        return shared_tensors(module)
+        shared = shared_tensors(module)
+        if not self.keep:
+            return shared
+        names = [*shared.common.layout.names, *shared.same_architecture.layout.names]
+        for pattern in self.keep:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ValueError(
+                    f"`keep` names {pattern!r}, but no shared tensor is called so. There are {names[:20]}."
+                )
+        sent = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in self.keep)]
+        return SharedTensors(select(shared.common, sent), select(shared.same_architecture, sent))
 
     @override
     def receive(self, module: L.LightningModule, personalized: Personalized) -> None:
@@ -319,6 +343,14 @@ def _configure_model(module: L.LightningModule, callback: CoLoRA, stage: str, gl
     restore(module, "configure_model")
     build()
     callback._inject(module, stage, global_branch)
+    _tell_users(module.trainer, module)
+
+
+def _tell_users(trainer: L.Trainer, module: L.LightningModule) -> None:
+    """Let callbacks change what was injected, before anything is restored into it."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, AdapterUser):
+            callback.adapters_ready(module)
 
 
 def _overrides(module: L.LightningModule, hook: str) -> bool:

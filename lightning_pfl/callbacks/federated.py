@@ -10,11 +10,12 @@ from abc import abstractmethod
 
 import lightning as L
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_pfl.functional.mechanisms import SketchBound, SketchNoise
 from lightning_pfl.types import Personalized, SharedTensors
 
-__all__ = ["Exchange", "FederatedCallback", "SketchSource"]
+__all__ = ["AdapterUser", "Exchange", "FederatedCallback", "SketchSource"]
 
 
 class FederatedCallback(L.Callback):
@@ -27,6 +28,19 @@ class FederatedCallback(L.Callback):
             module: a client's model with its layers built; changed in place (adapters are injected here).
             global_branch: whether the server will send a frozen global adapter (`Aggregator.uses_global_branch`).
         """
+
+
+class AdapterUser(FederatedCallback):
+    """A callback that changes the adapters which `CoLoRA` makes; it stands after `CoLoRA` among the callbacks."""
+
+    @abstractmethod
+    def adapters_ready(self, module: L.LightningModule) -> None:
+        """Change a module's adapters, in place, before they are restored and trained; a second time does nothing."""
+
+    @override
+    def prepare_server(self, module: L.LightningModule, *, global_branch: bool) -> None:
+        """Change them on the driver, too, where `CoLoRA` has made them by now."""
+        self.adapters_ready(module)
 
 
 class Exchange(FederatedCallback):
