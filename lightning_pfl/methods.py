@@ -21,9 +21,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import lightning as L
+from torch import Tensor
 
 from lightning_pfl.adapters import FixedGate, GatePolicy, StaticGate
 from lightning_pfl.aggregation import (
@@ -38,6 +39,7 @@ from lightning_pfl.aggregation import (
 from lightning_pfl.callbacks.colora import CoLoRA
 from lightning_pfl.callbacks.mutual_teachers import MutualTeachers, Outputs
 from lightning_pfl.callbacks.proximal import Proximal
+from lightning_pfl.callbacks.public_distillation import PublicDistillation
 from lightning_pfl.callbacks.two_adapters import OneAfterOther, SideBySide, Together, TwoAdapters
 from lightning_pfl.functional.controls import Alone, Shuffled
 from lightning_pfl.functional.relevance import Softmax, TaskGraph, Uniform, WeightPolicy
@@ -58,6 +60,7 @@ __all__ = [
     "oracle",
     "ours",
     "paper",
+    "perada",
     "shuffled",
     "unaligned",
     "uniform",
@@ -283,6 +286,45 @@ def feddat(
     training = MutualTeachers(outputs=outputs, alpha=alpha, beta=beta, temperature=temperature)
     callbacks = (adapters(gate=FixedGate()), TwoAdapters(training))
     return Method("FedDAT", FedAvg(global_branch=True), callbacks, passes=2.0)
+
+
+def perada(
+    adapters: Adapters,
+    *,
+    batches: Callable[[Any], Sequence[Any]],
+    logits: Callable[[Any, Any], Tensor],
+    strength: float = 0.1,
+    epochs: int = 1,
+    lr: float = 1e-3,
+    temperature: float = 2.0,
+) -> Method:
+    r"""PerAda: clients' personal adapters as Ditto's, pulled to a w that has learned the mean of clients' predictions.
+
+    :math:`v_k = \arg\min_v F_k(v) + \frac{\lambda}{2} \lVert v - w^t \rVert^2`, and the server's :math:`w^t` is the
+    mean of the clients' w, distilled on public data: :math:`\min_w D(z(w), \frac1N \sum_k z(w_k))`.
+
+    The distillation takes place at the start of clients' turns (`PublicDistillation` says why that is the same). The
+    mean of the predictions, as that of the adapters, is weighed by examples.
+
+    The reference code adds probabilities of other families' teachers to logits of the own family's before one softmax,
+    which are not on one scale; here families with other vocabularies do not teach each other. It takes one pass over
+    80 public samples, T = 2, without the factor T^2, and its penalty is ``strength=0.002``.
+
+    Args:
+        adapters: makes the adapters.
+        batches: the public set, ``module -> batches``.
+        logits: ``(module, batch) -> [n, classes]``.
+        strength: lambda.
+        epochs: passes over the public set per round.
+        lr: of the distillation.
+        temperature: of the distillation.
+
+    Source:
+        Xie et al., CVPR 2024, arXiv:2302.06637, algorithm 1.
+    """
+    distillation = PublicDistillation(batches, logits, epochs=epochs, lr=lr, temperature=temperature)
+    callbacks = (adapters(), distillation, TwoAdapters(SideBySide(strength=strength)))
+    return Method("PerAda", FedAvg(), callbacks, passes=2.0)
 
 
 # -- products ----------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from lightning_pfl.adapters import bases_of
 from lightning_pfl.callbacks.colora import CoLoRA
 from lightning_pfl.federation import Client
 from lightning_pfl.federation.turn import unpack_state
-from lightning_pfl.types import ClientUpdate, FlatTensors, SharedTensors
+from lightning_pfl.types import ClientUpdate, FlatTensors, Personalized, SharedTensors
 from tests.federation.runs import assert_equal_states, strategy_of, trainer_of
 from tests.federation.test_resume import fit, outcome
 from tests.federation.test_strategy import FixedSketch
@@ -196,6 +196,72 @@ def test_feddat_adds_each_others_predictions_to_the_labels(tmp_path):
     assert answers(strategy, module) == near(mean + kept["a"], mean + kept["b"])
 
 
+def public_batches(module):
+    return [torch.ones(1, 1)]
+
+
+def public_logits(module, batch):
+    h = module(batch)
+    return torch.cat([torch.zeros_like(h), h], dim=1)
+
+
+class AtTheFirstStep(L.Callback):
+    """What the shared adapter is when a round's training begins, by client and round."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        value = pl_module.blocks[0]["fc"].colora_P["shared"].item()
+        SEEN[trainer.strategy.client_id, trainer.strategy.round] = value
+
+
+SEEN = {}
+
+
+def test_perada_teaches_the_mean_the_mean_of_predictions_before_it_pulls_to_it(tmp_path):
+    method = methods.perada(
+        NUMBER, batches=public_batches, logits=public_logits, strength=1.0, lr=0.01, temperature=2.0
+    )
+
+    run(tmp_path, method, callbacks=[AtTheFirstStep()])
+
+    # Round 1 is Ditto's: w = v = .1, .3. Mean adapter .25, whose logit .5 is the mean of .2 and .6 by examples, so that
+    # there is nothing to learn but rounding errors; AdamW's first step is at most 0.01 long.
+    assert SEEN["a", 0] == 0.0
+    assert SEEN["a", 1] == SEEN["b", 1] == pytest.approx(0.25, abs=0.0101)
+
+
+@pytest.mark.parametrize(("target", "moved"), [(0.9, 0.26), (0.1, 0.24)])
+def test_distillation_steps_towards_the_mean_logits_with_dropout_off_and_trains_nothing_else(target, moved):
+    """AdamW's first step is as long as the learning rate, whatever the gradient's size."""
+    module = Number()
+    colora, distillation, two = methods.perada(NUMBER, batches=public_batches, logits=public_logits, lr=0.01).callbacks
+    for callback in (colora, distillation, two):
+        callback.prepare_server(module, global_branch=False)
+    fc = module.blocks[0]["fc"]
+    for name in ("P", "Q"):
+        getattr(fc, f"colora_{name}")["shared"].data.fill_(0.25)
+    (name,) = distillation.upload(module).common.layout.names
+    sent = SharedTensors(FlatTensors.pack({name: torch.tensor([[0.0, target]])}))
+
+    distillation.receive(module, Personalized(start=sent))
+    distillation.on_train_start(None, module)
+
+    assert [fc.colora_P["shared"].item(), fc.colora_Q["shared"].item()] == pytest.approx([moved, moved], abs=1e-5)
+    assert fc.colora_P["default"].item() == 0.0
+    assert all(p.grad is None for p in module.parameters())
+
+
+def test_logits_of_another_public_set_are_refused():
+    module = Number()
+    colora, distillation, two = methods.perada(NUMBER, batches=public_batches, logits=public_logits).callbacks
+    for callback in (colora, distillation, two):
+        callback.prepare_server(module, global_branch=False)
+    sent = SharedTensors(FlatTensors.pack({"public/2/logits": torch.zeros(1, 2).expand(3, 2)}))
+
+    distillation.receive(module, Personalized(start=sent))
+    with pytest.raises(ValueError, match="3 rows, but this client's public set gives 1"):
+        distillation.on_train_start(None, module)
+
+
 def test_the_control_without_exchange_has_its_own_last_upload_as_global_branch(tmp_path):
     strategy, module = run(tmp_path, methods.no_exchange(NUMBER))
 
@@ -300,6 +366,7 @@ METHODS = {
     "fedsim": methods.fedsim,
     "feddpa": methods.feddpa,
     "feddat": partial(methods.feddat, outputs=squares),
+    "perada": partial(methods.perada, batches=lambda module: [torch.eye(4)], logits=public_logits),
     "flexlora": methods.flexlora,
     "ours": methods.ours,
     "paper": methods.paper,
