@@ -12,6 +12,7 @@ from lightning_pfl.adapters import (
     CoLoraConfig,
     Convex,
     DropBias,
+    FixedGate,
     GatePolicy,
     InputGate,
     NoBiasPolicy,
@@ -58,7 +59,12 @@ from lightning_pfl.aggregation import (
 )
 from lightning_pfl.callbacks.checkpoints import load_from_checkpoint
 from lightning_pfl.callbacks.colora import CoLoRA
+from lightning_pfl.callbacks.mutual_teachers import MutualTeachers
+from lightning_pfl.callbacks.proximal import Proximal
+from lightning_pfl.callbacks.public_distillation import PublicDistillation
+from lightning_pfl.callbacks.rank_limit import RankLimit
 from lightning_pfl.callbacks.relevance_probe import RelevanceProbe
+from lightning_pfl.callbacks.two_adapters import OneAfterOther, SideBySide, Together, TwoAdapters
 from lightning_pfl.data import (
     ClientDataModule,
     CountReplay,
@@ -110,10 +116,12 @@ from lightning_pfl.federation import (
     UseLate,
 )
 from lightning_pfl.functional.accounting import PrivacyBudget
+from lightning_pfl.functional.controls import Alone, Shuffled
 from lightning_pfl.functional.mechanisms import ClientNoise, ExampleNoise, SketchNoise, UpdateNoise
 from lightning_pfl.functional.relevance import FixedMatrix, SampleCount, Softmax, TaskGraph, TopK, Uniform, WeightPolicy
 from lightning_pfl.functional.similarity import ColumnCosine, Cosine, Similarity
 from lightning_pfl.functional.staleness import Fading
+from lightning_pfl.methods import Method
 from lightning_pfl.metrics import (
     ChoiceScores,
     GeneratedChoices,
@@ -146,6 +154,7 @@ __all__ = [
     "Aggregation",
     "Aggregator",
     "Alignment",
+    "Alone",
     "AsClass",
     "BelowQuorum",
     "Canonical",
@@ -182,6 +191,7 @@ __all__ = [
     "FedAvg",
     "FederatedStrategy",
     "FederationError",
+    "FixedGate",
     "FixedMatrix",
     "GatePolicy",
     "GeneratedChoices",
@@ -194,10 +204,13 @@ __all__ = [
     "LeastSquares",
     "LocalOnly",
     "LocalPool",
+    "Method",
     "MixtureAggregator",
+    "MutualTeachers",
     "NewRowsOnly",
     "Newcomer",
     "NoBiasPolicy",
+    "OneAfterOther",
     "OpenAnswers",
     "Pace",
     "PersonalizationScores",
@@ -207,6 +220,9 @@ __all__ = [
     "Probe",
     "ProductMean",
     "Projection",
+    "Proximal",
+    "PublicDistillation",
+    "RankLimit",
     "RayPool",
     "RefuseBias",
     "RejectedUpdateError",
@@ -220,6 +236,8 @@ __all__ = [
     "SampleCount",
     "ScoreRow",
     "Shortfall",
+    "Shuffled",
+    "SideBySide",
     "Similarity",
     "SimulatedPool",
     "SketchNoise",
@@ -233,9 +251,11 @@ __all__ = [
     "StreamDataModule",
     "SummaryRow",
     "TaskGraph",
+    "Together",
     "TopK",
     "Transfer",
     "TrimmedMean",
+    "TwoAdapters",
     "Uniform",
     "UniformAggregator",
     "UpdateGuard",

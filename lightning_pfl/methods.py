@@ -40,6 +40,7 @@ from lightning_pfl.callbacks.colora import CoLoRA
 from lightning_pfl.callbacks.mutual_teachers import MutualTeachers, Outputs
 from lightning_pfl.callbacks.proximal import Proximal
 from lightning_pfl.callbacks.public_distillation import PublicDistillation
+from lightning_pfl.callbacks.rank_limit import RankLimit
 from lightning_pfl.callbacks.two_adapters import OneAfterOther, SideBySide, Together, TwoAdapters
 from lightning_pfl.functional.controls import Alone, Shuffled
 from lightning_pfl.functional.relevance import Softmax, TaskGraph, Uniform, WeightPolicy
@@ -55,6 +56,7 @@ __all__ = [
     "fedprox",
     "fedsim",
     "flexlora",
+    "hetlora",
     "local_only",
     "no_exchange",
     "oracle",
@@ -345,6 +347,25 @@ def flexlora(adapters: Adapters) -> Method:
         Bai et al., NeurIPS 2024, arXiv:2402.11505.
     """
     return Method("FlexLoRA", FedAvg(conventional=ProductMean()), (adapters(),))
+
+
+def hetlora(adapters: Adapters, *, ranks: Mapping[str, int]) -> Method:
+    r"""HETLoRA without self-pruning: clients of unequal rank, zero-padded adapters averaged by their norms.
+
+    Client k trains the first r_k ranks, :math:`w^{t+1} = \sum_k s_k w_k / \sum_k s_k` with :math:`s_k = \lVert B_k A_k
+    \rVert_F`, and it receives the mean cut to r_k.
+
+    The paper also lets clients prune their rank while they train (a penalty on the last ranks, which are cut once they
+    are small); here ranks stay as given, its setting gamma = 1. The reference code has no HETLoRA.
+
+    Args:
+        adapters: makes the adapters, of the largest rank.
+        ranks: r_k by client id.
+
+    Source:
+        Cho et al., EMNLP 2024, arXiv:2401.06432.
+    """
+    return Method("HETLoRA", FedAvg(by_norm=True), (adapters(), RankLimit(ranks)))
 
 
 # -- ours, and ours with one part off ----------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from lightning_pfl.types import ClientUpdate, FlatTensors, Personalized, SharedT
 from tests.federation.runs import assert_equal_states, strategy_of, trainer_of
 from tests.federation.test_resume import fit, outcome
 from tests.federation.test_strategy import FixedSketch
-from tests.federation.tiny import Blocks, WideBlocks
+from tests.federation.tiny import Blocks, ClientsOwnData, Late, WideBlocks
 
 WANTED = {"a": 1.0, "b": 3.0}
 NUMBER = partial(CoLoRA, rank=1, alpha=1, num_blocks=1, target_modules=["fc"])
@@ -344,6 +344,39 @@ def test_flexlora_averages_what_factors_compute():
     assert (tensors["0.B"] @ tensors["0.A"]).item() == pytest.approx(9.5)
 
 
+def test_hetlora_weighs_by_the_norm_of_the_product():
+    """B A is 2 * 1 and 4 * 3, P is 0, so the weights are 2 : 12 whatever the numbers of examples."""
+    updates = [
+        update(client, 0.0, num_examples=n, bound={"0.A": torch.tensor([[A]]), "0.B": torch.tensor([[B]])})
+        for client, (A, B, n) in {"a": (1.0, 2.0, 9), "b": (3.0, 4.0, 1)}.items()
+    ]
+
+    sent = methods.hetlora(NUMBER, ranks={"a": 1, "b": 1}).aggregator.aggregate(updates, {}).personalized["a"].start
+
+    tensors = sent.same_architecture.unpack()
+    assert tensors["0.A"].item() == pytest.approx((2 * 1 + 12 * 3) / 14)
+    assert tensors["0.B"].item() == pytest.approx((2 * 2 + 12 * 4) / 14)
+
+
+def test_hetlora_clients_train_and_receive_no_more_than_their_rank(tmp_path):
+    method = methods.hetlora(SMALL, ranks={"a": 1, "b": 2})
+    strategy = strategy_of(list("ab"), share=(), aggregator=method.aggregator, local_steps=2)
+    module = Blocks()
+
+    trainer_of(tmp_path, strategy, max_epochs=2, callbacks=[*method.callbacks]).fit(module, datamodule=ClientsOwnData())
+
+    cut = {"A": (slice(1, None),), "B": (slice(None), slice(1, None)), "P": (slice(1, None),), "Q": (slice(1, None),)}
+    states = {client: strategy.personalize(module, client).state_dict() for client in "ab"}
+    stored = {client: unpack_state(strategy.store.get(client))["state_dict"] for client in "ab"}
+    for name, layer in (("A", 0), ("B", 0), ("P", 1), ("Q", 1)):
+        key = f"blocks.{layer}.fc.colora_{name}.default"
+        for found in (states, stored):
+            assert not found["a"][key][cut[name]].any()
+            assert found["b"][key][cut[name]].any()
+            assert found["a"][key].any()
+    assert not states["a"]["blocks.1.fc.colora_P.default"][:, 1:].any()
+
+
 def test_an_unaligned_control_overrules_the_alignment():
     assert methods.unaligned(partial(NUMBER, aligned="bases.safetensors")).callbacks[0].aligned is None
 
@@ -368,6 +401,7 @@ METHODS = {
     "feddat": partial(methods.feddat, outputs=squares),
     "perada": partial(methods.perada, batches=lambda module: [torch.eye(4)], logits=public_logits),
     "flexlora": methods.flexlora,
+    "hetlora": partial(methods.hetlora, ranks={"a": 1, "b": 2, "wide": 2}),
     "ours": methods.ours,
     "paper": methods.paper,
     "uniform": partial(methods.uniform, warm_start=True),
@@ -408,3 +442,20 @@ def test_two_families_train_and_resuming_equals_not_stopping(tmp_path, make):
     for name, value in state.items():
         if "colora_B" in name or "colora_P" in name:
             assert value.any(), f"{name} was not trained"
+
+
+def test_two_adapters_in_a_model_that_is_built_for_each_client(tmp_path):
+    """`configure_model` builds by the client's id, so the second adapter must come in each turn before the restore."""
+    method = methods.ditto(SMALL)
+    strategy = strategy_of(["a", "wide"], share=(), aggregator=method.aggregator, local_steps=2)
+    module = Late()
+
+    trainer_of(tmp_path, strategy, max_epochs=2, callbacks=[*method.callbacks]).fit(module, datamodule=ClientsOwnData())
+
+    for client, width in (("a", 8), ("wide", 12)):
+        state = unpack_state(strategy.store.get(client))["state_dict"]
+        kept, shared = (state[f"blocks.0.fc.colora_B.{name}"] for name in ("default", "shared"))
+        assert kept.shape == shared.shape == (width, 2)
+        assert kept.any()
+        assert shared.any()
+        assert not torch.equal(kept, shared)

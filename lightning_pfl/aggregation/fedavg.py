@@ -22,15 +22,17 @@ _RULE = "fedavg"
 
 @final
 class FedAvg(Aggregator):
-    """Every client starts its next turn from the mean of the round's participants, weighted by their examples.
+    r"""Every client starts its next turn from the mean of the round's participants, weighted by their examples.
 
     P and Q (`SharedTensors.common`) are averaged over all participants that hold them, A and B over the participants of
     one architecture. A name that no participant of a round holds keeps its last mean. The mean overwrites the client's
     own adapter.
 
     Args:
+        by_norm: weigh clients by the length of what they send instead of by their examples, :math:`\lVert \Delta W_k
+            \rVert_F`: products B A of conventional layers, and P and Q, whose bases are orthonormal. HETLoRA's.
         global_branch: send the mean as the frozen global adapter G, too. For methods whose clients exchange a second
-            adapter (`SharedAdapter`) that starts from the mean while their own one sees it fixed at its side.
+            adapter (`TwoAdapters`) that starts from the mean while their own one sees it fixed at its side.
         staleness_exponent: a, how fast an update that comes late (`UseLate`) loses weight: its examples count
             :math:`(1 + s)^{-a}` times, s rounds late. 0: it counts like any other.
         conventional: how A and B are averaged within an architecture. None: `FactorMean()`.
@@ -57,11 +59,13 @@ class FedAvg(Aggregator):
     def __init__(
         self,
         *,
+        by_norm: bool = False,
         global_branch: bool = False,
         staleness_exponent: float = 0.0,
         conventional: ConventionalMean | None = None,
         guard: UpdateGuard | None = None,
     ) -> None:
+        self.by_norm = by_norm
         self.global_branch = global_branch
         self.staleness_exponent = staleness_exponent
         staleness_weight(0, staleness_exponent)  # raises if it is out of range
@@ -97,7 +101,9 @@ class FedAvg(Aggregator):
             known[update.client_id] = update.shared
         clients = {client: members[client] for client in sorted(members)}
         check_mixable(known, {client: entry["architecture"] for client, entry in clients.items()})
-        weigh = {one.client_id: one.num_examples * self._fresh(one) for one in accepted}
+        weigh = {one.client_id: self._mass(one) * self._fresh(one) for one in accepted}
+        if not sum(weigh.values()) > 0:  # nobody has moved, by norm
+            weigh = dict.fromkeys(weigh, 1.0)
         common, notes = _renewed(last, accepted, weigh), []
         for architecture in sorted({update.architecture for update in accepted}):
             group = [update for update in accepted if update.architecture == architecture]
@@ -128,8 +134,20 @@ class FedAvg(Aggregator):
     def _sent(self, mean: SharedTensors) -> Personalized:
         return Personalized(frozen=mean if self.global_branch else None, start=mean)
 
+    def _mass(self, update: ClientUpdate) -> float:
+        return _norm(update.shared) if self.by_norm else float(update.num_examples)
+
     def _fresh(self, update: ClientUpdate) -> float:
         return staleness_weight(update.staleness, self.staleness_exponent)
+
+
+def _norm(shared: SharedTensors) -> float:
+    """Frobenius norm of what a client's adapters add to its weights and biases, all layers together."""
+    bound, pairs = shared.same_architecture.unpack(), shared.same_architecture.layout.factors.values()
+    squares = shared.common.vector.double().square().sum().item()
+    for A, B in ((bound[a].double(), bound[b].double()) for a, b in pairs):
+        squares += ((A @ A.T) * (B.T @ B)).sum().clamp(min=0.0).item()
+    return squares**0.5
 
 
 def _renewed(last: FlatTensors, updates: Sequence[ClientUpdate], weigh: Mapping[str, float]) -> FlatTensors:
