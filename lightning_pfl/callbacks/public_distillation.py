@@ -108,7 +108,8 @@ class PublicDistillation(Exchange):
                     teacher = target[start : start + len(student)].to(student)
                     start += len(student)
                     loss = divergence(student, teacher, self.temperature)
-                    for parameter, gradient in zip(held, torch.autograd.grad(loss, held), strict=True):
+                    gradients = torch.autograd.grad(loss, held, allow_unused=True)
+                    for parameter, gradient in zip(held, gradients, strict=True):
                         parameter.grad = gradient
                     optimizer.step()
                 if start != len(target):

@@ -58,7 +58,10 @@ class RankLimit(Exchange):
     @override
     def receive(self, module: L.LightningModule, personalized: Personalized) -> None:
         """Cut what `CoLoRA` has received by now; on the driver, which is no client, nothing."""
-        client = getattr(module.trainer.strategy, "client_id", None)
+        try:
+            client = getattr(module.trainer.strategy, "client_id", None)
+        except RuntimeError:  # what Lightning raises for a module that no Trainer has
+            client = None
         if client is not None:
             self._cut(module, client)
 

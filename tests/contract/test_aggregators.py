@@ -20,6 +20,7 @@ from lightning_pfl.aggregation import (
     UpdateGuard,
 )
 from lightning_pfl.errors import CheckpointMismatchError, RejectedUpdateError
+from lightning_pfl.functional.controls import Alone, Shuffled
 from lightning_pfl.functional.relevance import FixedMatrix, SampleCount, Softmax, TaskGraph, TopK, Uniform
 from lightning_pfl.types import ClientUpdate, FlatTensors, SharedTensors
 
@@ -27,6 +28,10 @@ IDS = ("alpha", "beta", "delta", "gamma", "omega")
 TASKS = {"alpha": ["x"], "beta": ["x"], "delta": ["y"], "gamma": ["y"], "omega": ["z"]}
 AGGREGATORS = {
     "fedavg": lambda **kwargs: FedAvg(**kwargs),
+    "fedavg by norm": lambda **kwargs: FedAvg(by_norm=True, **kwargs),
+    "fedavg beside one's own": lambda **kwargs: FedAvg(global_branch=True, **kwargs),
+    "no exchange": lambda **kwargs: MixtureAggregator(Alone(), **kwargs),
+    "random relevance": lambda **kwargs: RelevanceAggregator(Shuffled(Softmax()), **kwargs),
     "local only": lambda **kwargs: LocalOnly(**kwargs),
     "uniform": lambda **kwargs: UniformAggregator(**kwargs),
     "relevance": lambda **kwargs: RelevanceAggregator(**kwargs),
