@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
@@ -147,7 +148,7 @@ def _norm(shared: SharedTensors) -> float:
     squares = shared.common.vector.double().square().sum().item()
     for A, B in ((bound[a].double(), bound[b].double()) for a, b in pairs):
         squares += ((A @ A.T) * (B.T @ B)).sum().clamp(min=0.0).item()
-    return squares**0.5
+    return math.sqrt(squares)
 
 
 def _renewed(last: FlatTensors, updates: Sequence[ClientUpdate], weigh: Mapping[str, float]) -> FlatTensors:
