@@ -30,12 +30,35 @@ IMAGE_ID = -1
 """Stands in `input_ids` where a visual token goes; no vocabulary has it."""
 
 
+ANSWER = "\nAnswer:"
+"""Ends every prompt; what follows is the model's answer."""
+
+
+def start_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that begins every prompt: beginning of text or, for vocabularies without one, end of text.
+
+    Deep models put attention that has nowhere to go onto the first token; a word or a picture there would be spoiled.
+
+    Raises:
+        ValueError: the tokenizer has neither.
+    """
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if isinstance(token, int):
+            return token
+    raise ValueError(
+        f"{type(tokenizer).__name__} has neither a beginning-of-text nor an end-of-text token to begin a prompt with. "
+        "Set its `bos_token`."
+    )
+
+
 def prompt_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens of one prompt: beginning of text if the model has such a token, visual tokens, question, "Answer:"."""
+    """Tokens of one prompt: start, question, visual tokens of all pictures, "Answer:".
+
+    Pictures come after the question, so that the states of their tokens can depend on what is asked.
+    """
     text = example.question.replace(IMAGE_MARK, "").strip()
-    words = tokenizer(text + "\nAnswer:", add_special_tokens=False)["input_ids"]
-    start = tokenizer("", add_special_tokens=True)["input_ids"][:1]
-    return [*start, *[IMAGE_ID] * (TOKENS_PER_IMAGE * len(example.images)), *words]
+    question, answer = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (text, ANSWER))
+    return [start_id(tokenizer), *question, *[IMAGE_ID] * (TOKENS_PER_IMAGE * len(example.images)), *answer]
 
 
 @final

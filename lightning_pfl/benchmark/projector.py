@@ -12,7 +12,6 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +20,9 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lightning_pfl.benchmark import drawings, photographs
 from lightning_pfl.benchmark.features import FeatureStore
-from lightning_pfl.benchmark.images import Picture, View, of_split
 from lightning_pfl.benchmark.packages import cache_dir
+from lightning_pfl.benchmark.public import Caption, public_captions, varied
 from lightning_pfl.benchmark.vlm import Projector, embedding_rms
 
 if TYPE_CHECKING:
@@ -32,31 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PROMPT = "This is a picture of a"
-"""What may stand before a public picture's name in a text."""
-
 _RECIPE = "names-and-features-1"  # changes with the training below, so that a stale projector is not read
-
-
-@dataclass(frozen=True)
-class Caption:
-    """A picture and what it shows, in a few words."""
-
-    view: View
-    name: str
-
-
-def public_captions(*, cache: Path | None = None) -> list[Caption]:
-    """Named pictures of the public split: emoji of four artists, Art4Apps, Tux Paint stamps.
-
-    Raises:
-        PackageUnavailableError: a package could not be fetched.
-    """
-    pictures: list[Picture] = []
-    for domain in drawings.EMOJI_DOMAINS:
-        pictures += [picture for picture in drawings.emoji(domain, cache=cache) if picture.kind != "flag"]
-    pictures += drawings.art4apps(cache=cache) + photographs.stamps(cache=cache)
-    return [Caption(View(picture.path), picture.concept) for picture in of_split(pictures, "public") if picture.concept]
 
 
 def pretrain_projector(

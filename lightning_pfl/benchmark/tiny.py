@@ -32,23 +32,23 @@ from lightning_pfl.benchmark.tasks import Example, Task, written_question
 from lightning_pfl.benchmark.vlm import Projector, VisionLanguageModule, embedding_rms
 
 _VOCABULARY = """
-    <pad> <unk> Answer : Choice list [ ] , ? . What Which colour shape has the thing is drawn
+    <pad> <unk> <start> Answer : Choice list [ ] , ? . What Which colour shape has the thing is drawn
     red green blue yellow circle square triangle plus one two three four yes no
 """
 _WORDS = tuple(_VOCABULARY.split())
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerBase:
-    """One token per word or punctuation mark of a fixed list of forty; anything else is unknown.
+    """One token per word or punctuation mark of a fixed list; anything else is unknown.
 
     Example:
         >>> tiny_tokenizer()(" red circle", add_special_tokens=False)["input_ids"]
-        [20, 24]
+        [21, 25]
     """
     vocabulary = {word: index for index, word in enumerate(_WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", bos_token="<start>")
 
 
 def tiny_llama(*, hidden: int = 32, num_layers: int = 2, seed: int = 0) -> PreTrainedModel:

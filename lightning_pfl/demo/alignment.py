@@ -1,4 +1,4 @@
-"""Aligning the demo's models on public captions: every model names the same pictures."""
+"""Aligning the demo's models on public pictures: every model is asked the same about the same."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from lightning_pfl.adapters import CoLoraConfig, inject
 from lightning_pfl.adapters.alignment import Alignment, align
 from lightning_pfl.adapters.contrasts import draw_contrast
 from lightning_pfl.adapters.readings import Reading
-from lightning_pfl.benchmark.batches import IMAGE_ID
+from lightning_pfl.benchmark.batches import ANSWER, IMAGE_ID, start_id
 from lightning_pfl.benchmark.features import TOKENS_PER_IMAGE, FeatureStore
-from lightning_pfl.benchmark.projector import PROMPT, Caption
+from lightning_pfl.benchmark.public import QUESTIONS, Caption
 from lightning_pfl.benchmark.vlm import VisionLanguageModule
 
-__all__ = ["align_on_captions", "caption_readings"]
+__all__ = ["align_on_pictures", "picture_readings"]
 
-_BATCH = 16
+_BATCH = 32
 
 
-def align_on_captions(
+def align_on_pictures(
     modules: Mapping[str, VisionLanguageModule],
     tokenizers: Mapping[str, Any],
     store: FeatureStore,
@@ -38,7 +38,7 @@ def align_on_captions(
         modules: by key; adapters are injected into them.
         tokenizers: by key.
         store: gives the pictures' features.
-        captions: public pictures with names.
+        captions: public pictures; their names are not used.
         words: tokens of the words that models are asked to weigh against each other, by key, from `shared_words`.
         anchor: key of the model that the others are compared with.
         config: of the adapters, the same for all.
@@ -48,16 +48,17 @@ def align_on_captions(
     """
     for module in modules.values():
         inject(module, config)
-    records = caption_readings(tokenizers, store, captions, words)
+    records = picture_readings(tokenizers, store, captions, words)
     return align(modules, records, anchor=anchor, loss=_prefers)
 
 
-def caption_readings(
+def picture_readings(
     tokenizers: Mapping[str, Any], store: FeatureStore, captions: Sequence[Caption], words: Mapping[str, Tensor]
 ) -> list[dict[str, Reading]]:
-    """Pictures with the start of a caption, as each model reads them, and two words to weigh for each.
+    """Pictures after a public question, as each model reads them, and two words to weigh as the answer to each.
 
-    A visual token's place is its cell, a word's place where it ends.
+    All pictures of a record answer one question, so that what varies at a place is the picture. A word's place is the
+    character where it ends, a visual token's its cell.
 
     Args:
         tokenizers: by key of a model.
@@ -66,29 +67,30 @@ def caption_readings(
         words: by key, tokens of the same words in each vocabulary.
 
     Returns:
-        Records of 16 pictures, the last one shorter, as `align` takes them.
+        Records of 32 pictures, the last one shorter, as `align` takes them.
     """
     records = []
-    for start in range(0, len(captions), _BATCH):
+    for number, start in enumerate(range(0, len(captions), _BATCH)):
         rows = range(start, min(start + _BATCH, len(captions)))
         drawn = [draw_contrast(words, row) for row in rows]
         features = store.tokens([captions[row].view for row in rows])
+        question = QUESTIONS[number % len(QUESTIONS)]
         records.append(
             {
-                key: _reading(tokenizer, features, torch.cat([pair[key] for pair in drawn]))
+                key: _reading(tokenizer, question, features, torch.cat([pair[key] for pair in drawn]))
                 for key, tokenizer in tokenizers.items()
             }
         )
     return records
 
 
-def _reading(tokenizer: Any, features: Tensor, contrast: Tensor) -> Reading:
-    start = tokenizer("", add_special_tokens=True)["input_ids"][:1]
-    words = tokenizer(PROMPT, add_special_tokens=False, return_offsets_mapping=True)
-    image = range(1, TOKENS_PER_IMAGE + 1)
-    ids = torch.tensor([*start, *[IMAGE_ID] * TOKENS_PER_IMAGE, *words["input_ids"]])
-    ends = [TOKENS_PER_IMAGE + end if end > begin else -1 for begin, end in words["offset_mapping"]]
-    places = torch.tensor([*[-1] * len(start), *image, *ends])
+def _reading(tokenizer: Any, question: str, features: Tensor, contrast: Tensor) -> Reading:
+    """The layout of `prompt_ids`, with places."""
+    asked, asked_places = _words(tokenizer, question, after=0)
+    answer, answer_places = _words(tokenizer, ANSWER, after=len(question) + TOKENS_PER_IMAGE)
+    image_places = range(len(question) + 1, len(question) + TOKENS_PER_IMAGE + 1)
+    ids = torch.tensor([start_id(tokenizer), *asked, *[IMAGE_ID] * TOKENS_PER_IMAGE, *answer])
+    places = torch.tensor([-1, *asked_places, *image_places, *answer_places])
     count = len(features)
     return Reading(
         {
@@ -99,6 +101,12 @@ def _reading(tokenizer: Any, features: Tensor, contrast: Tensor) -> Reading:
         },
         places.expand(count, -1),
     )
+
+
+def _words(tokenizer: Any, text: str, *, after: int) -> tuple[list[int], list[int]]:
+    """Tokens of a text and the place where each ends; -1 for a token that covers no character."""
+    read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return read["input_ids"], [after + end if end > begin else -1 for begin, end in read["offset_mapping"]]
 
 
 def _prefers(module: nn.Module, inputs: Mapping[str, Any]) -> Tensor:

@@ -59,7 +59,7 @@ class Plan:
         rank: of the adapters.
         alpha: the scale of an adapter is alpha / rank.
         num_blocks: Co-LoRA blocks per model.
-        num_public: public captions that the alignment reads.
+        public_versions: how often, each time edited in another way, the alignment reads every public picture.
         seed: of everything.
     """
 
@@ -75,7 +75,7 @@ class Plan:
     rank: int = 16
     alpha: float = 32
     num_blocks: int = 1
-    num_public: int = 1200
+    public_versions: int = 2
     seed: int = 0
 
 

@@ -19,11 +19,12 @@ from lightning_pfl.adapters import CoLoraConfig
 from lightning_pfl.adapters.alignment import Alignment
 from lightning_pfl.aggregation import Aggregator, LocalOnly, RelevanceAggregator
 from lightning_pfl.benchmark.batches import TaskDataset
+from lightning_pfl.benchmark.public import varied
 from lightning_pfl.benchmark.tasks import Task
 from lightning_pfl.benchmark.vlm import VisionLanguageModule
 from lightning_pfl.callbacks.colora import CoLoRA
 from lightning_pfl.callbacks.relevance_probe import RelevanceProbe
-from lightning_pfl.demo.alignment import align_on_captions
+from lightning_pfl.demo.alignment import align_on_pictures
 from lightning_pfl.demo.data import DemoData, ProbeSet
 from lightning_pfl.demo.materials import Materials
 from lightning_pfl.demo.plan import Plan
@@ -115,15 +116,15 @@ def _run(plan: Plan, materials: Materials, output: Path, pool: Callable[[], Clie
     probe = CausalLMProbe(pristine[plan.anchor].language_model)
     probe.prepare()
 
-    step("aligning the models on public captions")
+    step("aligning the models on public pictures")
     config = CoLoraConfig(
         r=plan.rank, alpha=plan.alpha, num_blocks=plan.num_blocks, exclude_modules=["projector"], private_layers=False
     )
-    alignment = align_on_captions(
+    alignment = align_on_pictures(
         {key: _copy(module) for key, module in pristine.items()},
         tokenizers,
         materials.store,
-        materials.captions()[: plan.num_public],
+        varied(materials.captions(), plan.public_versions, seed=plan.seed),
         materials.words(tokenizers),
         anchor=plan.anchor,
         config=config,

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_pfl.benchmark.features import FeatureStore
-from lightning_pfl.benchmark.projector import Caption, pretrain_projector
+from lightning_pfl.benchmark.projector import pretrain_projector
+from lightning_pfl.benchmark.public import Caption
 from lightning_pfl.benchmark.tasks import Task
 from lightning_pfl.benchmark.tiny import PixelTokens, shape_tasks, tiny_gemma, tiny_llama, tiny_tokenizer
 from lightning_pfl.benchmark.vlm import Projector
@@ -48,7 +49,7 @@ def quick_plan() -> Plan:
         num_test=48,
         rank=8,
         alpha=16,
-        num_public=96,
+        public_versions=1,
     )
 
 
@@ -87,7 +88,7 @@ class TinyMaterials(Materials):
 
     def captions(self) -> Sequence[Caption]:
         """Shapes of their own, named by colour or by shape."""
-        public = shape_tasks(self._folder / "public", backgrounds=(200, 120), seed=1)
+        public = shape_tasks(self._folder / "public", backgrounds=(200, 120), num_examples=72, seed=1)
         return [Caption(example.images[0], example.answer) for task in public for example in task.train]
 
     def words(self, tokenizers: Mapping[str, Any]) -> Mapping[str, Tensor]:

@@ -21,21 +21,31 @@ def store(tmp_path):
     return FeatureStore(PixelTokens(width=6), folder=tmp_path / "features")
 
 
-class _WithStart:
-    """The tiny tokenizer with a beginning-of-text token, id 99."""
+class _Starting:
+    """The tiny tokenizer with other tokens to begin with."""
+
+    def __init__(self, bos, eos):
+        self.bos_token_id, self.eos_token_id = bos, eos
 
     def __call__(self, text, add_special_tokens=True):
-        ids = tiny_tokenizer()(text, add_special_tokens=False)["input_ids"]
-        return {"input_ids": [99, *ids] if add_special_tokens else ids}
+        return tiny_tokenizer()(text, add_special_tokens=add_special_tokens)
 
 
-def test_a_prompt_is_start_pictures_question_answer(task):
-    words = tiny_tokenizer()("What colour has the thing ? Choice list:[red, green, blue, yellow]\nAnswer:")["input_ids"]
+def test_a_prompt_is_start_question_pictures_answer(task):
+    asked = tiny_tokenizer()("What colour has the thing ? Choice list:[red, green, blue, yellow]")["input_ids"]
+    answer = tiny_tokenizer()("Answer:")["input_ids"]
+    start = tiny_tokenizer().bos_token_id
 
-    assert prompt_ids(task.train[0], tiny_tokenizer()) == [IMAGE_ID] * 5 + words
-    assert prompt_ids(task.train[0], _WithStart()) == [99] + [IMAGE_ID] * 5 + words
+    assert prompt_ids(task.train[0], tiny_tokenizer()) == [start, *asked, *[IMAGE_ID] * 5, *answer]
     two = replace(task.train[0], images=task.train[0].images * 2, question="<image><image> red ?")
-    assert prompt_ids(two, tiny_tokenizer())[:10] == [IMAGE_ID] * 10
+    assert prompt_ids(two, tiny_tokenizer())[3:] == [*[IMAGE_ID] * 10, *answer]
+
+
+def test_a_prompt_begins_with_the_beginning_of_text_else_the_end_of_text(task):
+    assert prompt_ids(task.train[0], _Starting(99, 98))[0] == 99
+    assert prompt_ids(task.train[0], _Starting(None, 98))[0] == 98
+    with pytest.raises(ValueError, match="neither a beginning-of-text nor an end-of-text"):
+        prompt_ids(task.train[0], _Starting(None, None))
 
 
 def test_an_item_holds_the_features_of_its_pictures_and_the_right_answer(task, store):
