@@ -25,3 +25,12 @@ def keep_first_layers(model: PreTrainedModel, num_layers: int) -> None:
     model.config.num_hidden_layers = num_layers
     if getattr(model.config, "layer_types", None) is not None:
         model.config.layer_types = list(model.config.layer_types[:num_layers])
+
+
+def keep_last_layers(model: PreTrainedModel, num_layers: int) -> None:
+    """Cut a decoder to its last layers in place: it then goes on from the states that enter the first of them."""
+    body = model.model
+    body.layers = body.layers[-num_layers:]
+    model.config.num_hidden_layers = num_layers
+    if getattr(model.config, "layer_types", None) is not None:
+        model.config.layer_types = list(model.config.layer_types[-num_layers:])

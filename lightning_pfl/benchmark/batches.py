@@ -109,6 +109,22 @@ class TaskDataset(Dataset[dict[str, Tensor]]):
         }
 
 
+def left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask [rows, longest], int64, of rows of different length.
+
+    Example:
+        >>> ids, mask = left_padded([[5], [6, 7]])
+        >>> ids.tolist(), mask.tolist()
+        ([[0, 5], [6, 7]], [[0, 1], [1, 1]])
+    """
+    length = max(len(row) for row in rows)
+    ids, mask = torch.zeros(2, len(rows), length, dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids[index, length - len(row) :] = torch.as_tensor(row)
+        mask[index, length - len(row) :] = 1
+    return ids, mask
+
+
 def collate(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Pad items of a `TaskDataset` to one batch: the whole sequences on the left, features and options on the right.
 
@@ -119,22 +135,19 @@ def collate(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         >>> batch["input_ids"].tolist(), batch["attention_mask"].tolist()
         ([[-1, 7], [0, 9]], [[1, 1], [0, 1]])
     """
-    length = max(len(item["input_ids"]) for item in items)
+    ids, mask = left_padded([item["input_ids"].tolist() for item in items])
     num_options = max(len(item["option_ids"]) for item in items)
     num_features = max(len(item["features"]) for item in items)
     width = items[0]["features"].shape[1]
     batch = {
         "features": torch.zeros(len(items), num_features, width, dtype=items[0]["features"].dtype),
-        "input_ids": torch.zeros(len(items), length, dtype=torch.long),
-        "attention_mask": torch.zeros(len(items), length, dtype=torch.long),
+        "input_ids": ids,
+        "attention_mask": mask,
         "option_ids": torch.full((len(items), num_options), -1),
         "answer": torch.stack([item["answer"] for item in items]),
     }
     for row, item in enumerate(items):
-        start = length - len(item["input_ids"])
         batch["features"][row, : len(item["features"])] = item["features"]
-        batch["input_ids"][row, start:] = item["input_ids"]
-        batch["attention_mask"][row, start:] = 1
         batch["option_ids"][row, : len(item["option_ids"])] = item["option_ids"]
     return batch
 

@@ -1,8 +1,8 @@
 """Public data: named pictures that no task uses, in many versions, and questions that no task asks.
 
-Projectors are pre-trained and models are aligned on these. Tasks ask about what edits do to a picture (blur, size, number
-of copies), so public pictures go through the same kinds of edit, unlabelled: what never varies in public cannot be
-aligned.
+Projectors are pre-trained and models are aligned on these. Tasks ask about what edits do to a picture (blur, place,
+number of copies), so public pictures go through the same kinds of edit, and their captions say so in passing, as captions
+do: what never varies in public cannot be aligned, and what no caption mentions a projector does not carry.
 """
 
 from __future__ import annotations
@@ -64,33 +64,51 @@ def varied(captions: Sequence[Caption], versions: int, *, seed: int = 0) -> list
         versions: how many of each.
         seed: of edits and order. What a picture becomes depends on the seed, its place in `captions` and the version.
 
+    Returns:
+        Captions that also say what the edit did ("blurry cat", "two cats" being "two cat").
+
     Example:
         >>> pictures = [Caption(View(Path(f"{name}.png")), name) for name in ("cat", "dog")]
-        >>> sorted(caption.name for caption in varied(pictures, versions=2))
-        ['cat', 'cat', 'dog', 'dog']
+        >>> [caption.name for caption in varied(pictures, versions=2)]
+        ['top dog', 'blurry dog', 'coarse cat', 'clear cat']
     """
     made = []
     for version in range(versions):
         for index, caption in enumerate(captions):
             rng = random.Random(f"{seed}/{version}/{index}")
-            edits = rng.choice(_KINDS)(rng)
-            made.append(replace(caption, view=replace(caption.view, edits=(*caption.view.edits, *edits))))
+            edits, words = rng.choice(_KINDS)(rng)
+            view = replace(caption.view, edits=(*caption.view.edits, *edits))
+            made.append(Caption(view, f"{words} {caption.name}"))
     random.Random(seed).shuffle(made)
     return made
 
 
-def _placed(rng: random.Random) -> Edit:
+_Edited = tuple[tuple[Edit, ...], str]
+"""Edits and how a caption calls their effect."""
+
+
+def _placed(rng: random.Random) -> _Edited:
     scale = rng.uniform(0.3, 0.45)
-    return Place(rng.uniform(0, 1 - scale), rng.uniform(0, 1 - scale), scale)
+    x, y = rng.uniform(0, 1 - scale), rng.uniform(0, 1 - scale)
+    across, down = x + scale / 2 - 0.5, y + scale / 2 - 0.5
+    horizontal = "left" if across < 0 else "right"
+    words = horizontal if abs(across) > abs(down) else "top" if down < 0 else "bottom"
+    return (Place(x, y, scale),), words
 
 
-_KINDS: tuple[Callable[[random.Random], tuple[Edit, ...]], ...] = (
-    lambda rng: (),
-    lambda rng: (Blur(rng.uniform(1, 5)),),
-    lambda rng: (Noise(rng.uniform(15, 70), seed=rng.randrange(2**31)),),
-    lambda rng: (Brightness(rng.uniform(0.3, 0.8)),),
-    lambda rng: (Jpeg(rng.randrange(3, 15)),),
-    lambda rng: (Pixelate(rng.randrange(8, 24)),),
-    lambda rng: (_placed(rng),),
-    lambda rng: (Repeat(tuple(sorted(rng.sample(range(9), rng.randrange(1, 7))))),),
+def _repeated(rng: random.Random) -> _Edited:
+    number = rng.randrange(1, 7)
+    edit = Repeat(tuple(sorted(rng.sample(range(9), number))))
+    return (edit,), ("one", "two", "three", "four", "five", "six")[number - 1]
+
+
+_KINDS: tuple[Callable[[random.Random], _Edited], ...] = (
+    lambda rng: ((), "clear"),
+    lambda rng: ((Blur(rng.uniform(1, 5)),), "blurry"),
+    lambda rng: ((Noise(rng.uniform(15, 70), seed=rng.randrange(2**31)),), "grainy"),
+    lambda rng: ((Brightness(rng.uniform(0.3, 0.8)),), "dim"),
+    lambda rng: ((Jpeg(rng.randrange(3, 15)),), "blocky"),
+    lambda rng: ((Pixelate(rng.randrange(8, 24)),), "coarse"),
+    _placed,
+    _repeated,
 )

@@ -48,7 +48,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerBase:
     vocabulary = {word: index for index, word in enumerate(_WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", bos_token="<start>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", bos_token="<start>"
+    )
 
 
 def tiny_llama(*, hidden: int = 32, num_layers: int = 2, seed: int = 0) -> PreTrainedModel:

@@ -24,10 +24,7 @@ _BATCH = 32
 
 def align_on_pictures(
     modules: Mapping[str, VisionLanguageModule],
-    tokenizers: Mapping[str, Any],
-    store: FeatureStore,
-    captions: Sequence[Caption],
-    words: Mapping[str, Tensor],
+    readings: Sequence[Mapping[str, Reading]],
     *,
     anchor: str,
     config: CoLoraConfig,
@@ -36,10 +33,7 @@ def align_on_pictures(
 
     Args:
         modules: by key; adapters are injected into them.
-        tokenizers: by key.
-        store: gives the pictures' features.
-        captions: public pictures; their names are not used.
-        words: tokens of the words that models are asked to weigh against each other, by key, from `shared_words`.
+        readings: from `picture_readings`.
         anchor: key of the model that the others are compared with.
         config: of the adapters, the same for all.
 
@@ -48,8 +42,7 @@ def align_on_pictures(
     """
     for module in modules.values():
         inject(module, config)
-    records = picture_readings(tokenizers, store, captions, words)
-    return align(modules, records, anchor=anchor, loss=_prefers)
+    return align(modules, readings, anchor=anchor, loss=_prefers)
 
 
 def picture_readings(

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_pfl.benchmark.batches import TaskDataset, collate
-from lightning_pfl.benchmark.vlm import VisionLanguageModule
+from lightning_pfl.benchmark.states import StateDataset, collate_states
 
 __all__ = ["DemoData", "ProbeSet"]
 
@@ -29,7 +28,7 @@ class DemoData(L.LightningDataModule):
     """
 
     def __init__(
-        self, train: TaskDataset, val: TaskDataset, tests: Sequence[TaskDataset], probe: ProbeSet, *, batch_size: int
+        self, train: StateDataset, val: StateDataset, tests: Sequence[StateDataset], probe: ProbeSet, *, batch_size: int
     ) -> None:
         super().__init__()
         self.train_set, self.val_set, self.test_sets, self.probe_set = train, val, tuple(tests), probe
@@ -37,15 +36,15 @@ class DemoData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Shuffled batches of equal size."""
-        return DataLoader(self.train_set, self.batch_size, shuffle=True, drop_last=True, collate_fn=collate)
+        return DataLoader(self.train_set, self.batch_size, shuffle=True, drop_last=True, collate_fn=collate_states)
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Batches in order."""
-        return DataLoader(self.val_set, 8 * self.batch_size, collate_fn=collate)
+        return DataLoader(self.val_set, 8 * self.batch_size, collate_fn=collate_states)
 
     def test_dataloader(self) -> list[DataLoader[dict[str, Tensor]]]:
         """One loader per task, in the order of the tables."""
-        return [DataLoader(test, 8 * self.batch_size, collate_fn=collate) for test in self.test_sets]
+        return [DataLoader(test, 8 * self.batch_size, collate_fn=collate_states) for test in self.test_sets]
 
     def probe_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Shuffled batches for the relevance probe."""
@@ -54,21 +53,19 @@ class DemoData(L.LightningDataModule):
 
 @final
 class ProbeSet(Dataset[dict[str, Tensor]]):
-    """A task as the probe's language model reads it: pictures and question as embeddings, the answer as a label.
+    """A task as the probe's language model reads it: states after pictures and question, the answer as a label.
 
     Args:
-        module: the probe's own vision-language module; not kept.
-        examples: tokenised for it.
+        examples: as the probe's own layers see them.
     """
 
-    def __init__(self, module: VisionLanguageModule, examples: TaskDataset) -> None:
-        batch = collate([examples[index] for index in range(len(examples))])
+    def __init__(self, examples: StateDataset) -> None:
+        batch = collate_states([examples[index] for index in range(len(examples))])
         answers = batch["option_ids"].gather(1, batch["answer"][:, None])
-        ids = torch.cat([batch["input_ids"], answers], dim=1)
-        with torch.no_grad():
-            self._embeddings = module.embed(batch["features"], ids)
-        self._mask = torch.nn.functional.pad(batch["attention_mask"], (0, 1), value=1)
-        self._labels = torch.full_like(ids, -100)
+        pad = torch.nn.functional.pad  # one more position, for the answer; what stands there bears on nothing before it
+        self._states = pad(batch["states"], (0, 0, 0, 1))
+        self._mask = pad(batch["attention_mask"], (0, 1), value=1)
+        self._labels = pad(torch.full_like(batch["attention_mask"], -100), (0, 1))
         self._labels[:, -1:] = answers
 
     def __len__(self) -> int:
@@ -76,7 +73,7 @@ class ProbeSet(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {
-            "inputs_embeds": self._embeddings[index],
+            "inputs_embeds": self._states[index],
             "attention_mask": self._mask[index],
             "labels": self._labels[index],
         }

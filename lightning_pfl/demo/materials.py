@@ -12,7 +12,7 @@ from lightning_pfl.adapters.contrasts import shared_words
 from lightning_pfl.benchmark.families import DOMAINS, build_tasks
 from lightning_pfl.benchmark.features import EfficientNetTokens, FeatureStore
 from lightning_pfl.benchmark.projector import load_projector
-from lightning_pfl.benchmark.public import Caption, public_captions, varied
+from lightning_pfl.benchmark.public import Caption, public_captions
 from lightning_pfl.benchmark.tasks import Task
 from lightning_pfl.benchmark.vlm import Projector
 from lightning_pfl.benchmark.weights import load_language_model

@@ -58,7 +58,6 @@ class Plan:
         num_test: test examples per task.
         rank: of the adapters.
         alpha: the scale of an adapter is alpha / rank.
-        num_blocks: Co-LoRA blocks per model.
         public_versions: how often, each time edited in another way, the alignment reads every public picture.
         seed: of everything.
     """
@@ -74,7 +73,6 @@ class Plan:
     num_test: int = 100
     rank: int = 16
     alpha: float = 32
-    num_blocks: int = 1
     public_versions: int = 2
     seed: int = 0
 

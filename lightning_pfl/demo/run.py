@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import lightning as L
 from lightning.pytorch.loggers import CSVLogger
@@ -19,12 +19,14 @@ from lightning_pfl.adapters import CoLoraConfig
 from lightning_pfl.adapters.alignment import Alignment
 from lightning_pfl.aggregation import Aggregator, LocalOnly, RelevanceAggregator
 from lightning_pfl.benchmark.batches import TaskDataset
+from lightning_pfl.benchmark.images import View
 from lightning_pfl.benchmark.public import varied
-from lightning_pfl.benchmark.tasks import Task
+from lightning_pfl.benchmark.states import LowerLayers, StateDataset
+from lightning_pfl.benchmark.tasks import Example, Task
 from lightning_pfl.benchmark.vlm import VisionLanguageModule
 from lightning_pfl.callbacks.colora import CoLoRA
 from lightning_pfl.callbacks.relevance_probe import RelevanceProbe
-from lightning_pfl.demo.alignment import align_on_pictures
+from lightning_pfl.demo.alignment import align_on_pictures, picture_readings
 from lightning_pfl.demo.data import DemoData, ProbeSet
 from lightning_pfl.demo.materials import Materials
 from lightning_pfl.demo.plan import Plan
@@ -106,28 +108,29 @@ def run_demo(
 def _run(plan: Plan, materials: Materials, output: Path, pool: Callable[[], ClientPool], step: Step) -> DemoResult:
     step("pictures and their features")
     tasks = {name: _cut(task, plan) for name, task in materials.tasks([client.task for client in plan.clients]).items()}
-    step("language models and projectors")
-    tokenizers, pristine = {}, {}
+    materials.store.tokens([view for task in tasks.values() for view in _views(task)])
+    public = varied(materials.captions(), plan.public_versions, seed=plan.seed)
+    materials.store.tokens([caption.view for caption in public])
+    tokenizers, lower = {}, {}
     for key, model in plan.models.items():
+        step(f"{model.name} and its projector, pre-trained once on public captions")
         language_model, tokenizers[key] = materials.language_model(model)
         projector = materials.projector(model, language_model, tokenizers[key])
-        pristine[key] = VisionLanguageModule(language_model, projector, lr=model.lr, lr_pq=model.lr_pq)
-    data = _data_of(plan, tasks, tokenizers, pristine[plan.anchor], materials)
+        lower[key] = LowerLayers(VisionLanguageModule(language_model, projector, lr=model.lr), num_kept=1)
+    step("what the frozen lower layers make of every example, once")
+    data = _data_of(plan, tasks, tokenizers, lower, materials)
+    readings = picture_readings(tokenizers, materials.store, public, materials.words(tokenizers))
+    readings = [{key: lower[key].reading(reading) for key, reading in record.items()} for record in readings]
+    pristine = {key: layers.cut() for key, layers in lower.items()}
     probe = CausalLMProbe(pristine[plan.anchor].language_model)
     probe.prepare()
 
     step("aligning the models on public pictures")
     config = CoLoraConfig(
-        r=plan.rank, alpha=plan.alpha, num_blocks=plan.num_blocks, exclude_modules=["projector"], private_layers=False
+        r=plan.rank, alpha=plan.alpha, num_blocks=1, exclude_modules=["projector"], private_layers=False
     )
     alignment = align_on_pictures(
-        {key: _copy(module) for key, module in pristine.items()},
-        tokenizers,
-        materials.store,
-        varied(materials.captions(), plan.public_versions, seed=plan.seed),
-        materials.words(tokenizers),
-        anchor=plan.anchor,
-        config=config,
+        {key: _copy(module) for key, module in pristine.items()}, readings, anchor=plan.anchor, config=config
     )
     scores, strategy = [], None
     for method in methods():
@@ -163,9 +166,8 @@ def _train(
         CoLoRA(
             plan.rank,
             plan.alpha,
-            plan.num_blocks,
+            num_blocks=1,
             exclude_modules=["projector"],
-            train_also=["projector"],  # private to each client, as a head would be
             private_layers=False,
             aligned=alignment,
             seed=plan.seed,
@@ -204,26 +206,31 @@ def _scores(
 def _data_of(
     plan: Plan,
     tasks: Mapping[str, Task],
-    tokenizers: Mapping[str, object],
-    probe: VisionLanguageModule,
+    tokenizers: Mapping[str, Any],
+    lower: Mapping[str, LowerLayers],
     materials: Materials,
 ) -> dict[str, DemoData]:
-    """Each client's data; tests are tokenised once per model."""
+    """Each client's data; the tests are read once per model."""
 
-    def tensors(examples: Sequence[object], key: str) -> TaskDataset:
-        return TaskDataset(examples, tokenizers[key], materials.store)  # type: ignore[arg-type]
+    def states(examples: Sequence[Example], key: str) -> StateDataset:
+        return StateDataset(TaskDataset(examples, tokenizers[key], materials.store), lower[key])
 
-    tests = {key: [tensors(task.test, key) for task in tasks.values()] for key in plan.models}
+    tests = {key: [states(task.test, key) for task in tasks.values()] for key in plan.models}
     return {
         client.id: DemoData(
-            tensors(tasks[client.task].train, client.model),
-            tensors(tasks[client.task].val, client.model),
+            train := states(tasks[client.task].train, client.model),
+            states(tasks[client.task].val, client.model),
             tests[client.model],
-            ProbeSet(probe, tensors(tasks[client.task].train, plan.anchor)),
+            ProbeSet(train if client.model == plan.anchor else states(tasks[client.task].train, plan.anchor)),
             batch_size=plan.batch_size,
         )
         for client in plan.clients
     }
+
+
+def _views(task: Task) -> Iterator[View]:
+    for example in (*task.train, *task.val, *task.test):
+        yield from example.images
 
 
 def _cut(task: Task, plan: Plan) -> Task:
