@@ -1,8 +1,8 @@
 """Public data: named pictures that no task uses, in many versions, and questions that no task asks.
 
 Projectors are pre-trained and models are aligned on these. Tasks ask about what edits do to a picture (blur, place,
-number of copies), so public pictures go through the same kinds of edit, and their captions say so in passing, as captions
-do: what never varies in public cannot be aligned, and what no caption mentions a projector does not carry.
+number of copies), so public pictures go through the same kinds of edit, and their captions say so in passing, as
+captions do: what never varies in public cannot be aligned, and what no caption mentions a projector does not carry.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def varied(captions: Sequence[Caption], versions: int, *, seed: int = 0) -> list
     Example:
         >>> pictures = [Caption(View(Path(f"{name}.png")), name) for name in ("cat", "dog")]
         >>> [caption.name for caption in varied(pictures, versions=2)]
-        ['top dog', 'blurry dog', 'coarse cat', 'clear cat']
+        ['blocky cat', 'blocky cat', 'clear dog', 'dim dog']
     """
     made = []
     for version in range(versions):

@@ -39,8 +39,8 @@ class Projector(nn.Module):
 
     First to the leading principal coordinates of public pictures, which are fixed and the same for every language model
     with the same image encoder: so all models are told the same of a picture. Then by a linear map and a perceptron
-    beside it. The output has the root mean square of the token embeddings as the model feeds them, which differs 60-fold
-    between families; without it small models do not learn from pictures at all.
+    beside it. The output has the root mean square of the token embeddings as the model feeds them, which differs
+    60-fold between families; without it small models do not learn from pictures at all.
 
     Args:
         width: features per visual token.

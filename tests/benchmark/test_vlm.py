@@ -107,7 +107,7 @@ def test_adapters_in_the_language_model_learn_a_task_and_nothing_else_moves(make
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     inject_adapter_in_model(LoraConfig(r=8, lora_alpha=16, target_modules=targets), module.language_model)
     before = {name: value.clone() for name, value in module.state_dict().items() if "lora_" not in name}
-    trainer = _trainer(max_epochs=8)
+    trainer = _trainer(max_epochs=16)
 
     trainer.fit(module, data)
     result = trainer.test(module, data, verbose=False)[0]
