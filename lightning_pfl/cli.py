@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -32,27 +31,25 @@ def demo(*, quick: bool = False, output: Path = Path("demo-output"), seed: int =
 
     from lightning_pfl.demo.materials import PackagedMaterials
     from lightning_pfl.demo.plan import full_plan
+    from lightning_pfl.demo.progress import ConsoleProgress
     from lightning_pfl.demo.report import print_report, write_report
     from lightning_pfl.demo.run import run_demo
     from lightning_pfl.demo.tiny import TinyMaterials, quick_plan
     from lightning_pfl.federation import LocalPool, RayPool
 
-    console, start = Console(), time.monotonic()
-
-    def step(what: str) -> None:
-        console.print(f"[dim]{time.monotonic() - start:6.1f} s[/dim]  {what}")
-
+    console = Console()
+    progress = ConsoleProgress(console)
     plan = dataclasses.replace(quick_plan() if quick else full_plan(), seed=seed)
     materials = TinyMaterials(output / "tiny") if quick else PackagedMaterials()
 
     def pool() -> LocalPool | RayPool:
         return RayPool(num_actors=actors) if actors else LocalPool()
 
-    result = run_demo(plan, materials, output, pool=pool, step=step)
+    result = run_demo(plan, materials, output, pool=pool, progress=progress)
     print_report(plan, result, console)
     for path in write_report(plan, result, output):
         console.print(f"wrote {path}")
-    step("done")
+    progress.stage("done")
 
 
 def align(

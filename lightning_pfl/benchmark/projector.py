@@ -49,7 +49,7 @@ def pretrain_projector(
     lr: float = 1e-3,
     keep: float = 1.0,
     seed: int = 0,
-    report: Callable[[int, float], None] | None = None,
+    report: Callable[[int, int], None] | None = None,
 ) -> Projector:
     """Train a projector so that a frozen language model can caption public pictures, and nothing of them is forgotten.
 
@@ -67,7 +67,7 @@ def pretrain_projector(
         keep: weight of the squared error of reading the picture's coordinates back, against the captions' cross entropy
             in nats over the tokens that occur in captions.
         seed: of the first weights and of the order.
-        report: called with (step, loss).
+        report: called with (steps done, steps in all).
 
     Returns:
         The trained projector, frozen, in eval mode.
@@ -113,7 +113,7 @@ def pretrain_projector(
         optimizer.step()
         schedule.step()
         if report is not None:
-            report(step, float(loss.detach()))
+            report(step + 1, num_steps)
     return projector.requires_grad_(False).eval()
 
 
@@ -124,7 +124,7 @@ def load_projector(
     *,
     name: str,
     cache: Path | None = None,
-    report: Callable[[int, float], None] | None = None,
+    report: Callable[[int, int], None] | None = None,
 ) -> Projector:
     """The projector for a language model and an encoder, trained on public captions once and kept in the cache.
 
@@ -134,7 +134,7 @@ def load_projector(
         store: its encoder's identity is part of the file name.
         name: of the language model; part of the file name.
         cache: cache folder; `cache_dir()` by default.
-        report: called with (step, loss) while it is trained.
+        report: called with (steps done, steps in all) while it is trained.
     """
     depth = language_model.config.num_hidden_layers
     label = hashlib.sha256(f"{name}/{depth}/{_RECIPE}".encode()).hexdigest()[:8]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
 from torch import Tensor
@@ -38,9 +38,14 @@ class Materials(ABC):
 
     @abstractmethod
     def projector(
-        self, plan: ModelPlan, language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+        self,
+        plan: ModelPlan,
+        language_model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        report: Callable[[int, int], None],
     ) -> Projector:
-        """Its projector, pre-trained on public captions."""
+        """Its projector, pre-trained on public captions; ``report`` is told steps done and steps in all."""
 
     @abstractmethod
     def tasks(self, names: Sequence[str]) -> dict[str, Task]:
@@ -74,10 +79,15 @@ class PackagedMaterials(Materials):
         return load_language_model(plan.name, plan.num_layers)
 
     def projector(
-        self, plan: ModelPlan, language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+        self,
+        plan: ModelPlan,
+        language_model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        report: Callable[[int, int], None],
     ) -> Projector:
         """Trained once per model and depth, kept in the cache folder."""
-        return load_projector(language_model, tokenizer, self.store, name=plan.name)
+        return load_projector(language_model, tokenizer, self.store, name=plan.name, report=report)
 
     def tasks(self, names: Sequence[str]) -> dict[str, Task]:
         """Of the families that the names begin with."""

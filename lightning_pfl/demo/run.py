@@ -30,6 +30,7 @@ from lightning_pfl.demo.alignment import align_on_pictures, picture_readings
 from lightning_pfl.demo.data import DemoData, ProbeSet
 from lightning_pfl.demo.materials import Materials
 from lightning_pfl.demo.plan import Plan
+from lightning_pfl.demo.progress import DemoProgress
 from lightning_pfl.demo.scores import Count, Scores
 from lightning_pfl.federation import Client, FederatedStrategy
 from lightning_pfl.federation.pools import ClientPool
@@ -38,8 +39,6 @@ from lightning_pfl.relevance import CausalLMProbe
 __all__ = ["DemoResult", "Method", "run_demo"]
 
 log = logging.getLogger(__name__)
-
-Step = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def methods() -> tuple[Method, ...]:
 
 
 def run_demo(
-    plan: Plan, materials: Materials, output: Path, *, pool: Callable[[], ClientPool], step: Step
+    plan: Plan, materials: Materials, output: Path, *, pool: Callable[[], ClientPool], progress: DemoProgress
 ) -> DemoResult:
     """Run every method on the same models, data and steps.
 
@@ -96,36 +95,40 @@ def run_demo(
         materials: models, tasks, captions.
         output: folder for logs; made if it is not there.
         pool: makes the place where clients run, once per method.
-        step: called with what is being done, for progress.
+        progress: told of what is being done.
 
     Returns:
         The scores and the strategy that exchanged.
     """
     with _quiet():
-        return _run(plan, materials, output, pool, step)
+        return _run(plan, materials, output, pool, progress)
 
 
-def _run(plan: Plan, materials: Materials, output: Path, pool: Callable[[], ClientPool], step: Step) -> DemoResult:
-    step("pictures and their features")
+def _run(
+    plan: Plan, materials: Materials, output: Path, pool: Callable[[], ClientPool], progress: DemoProgress
+) -> DemoResult:
+    progress.stage("pictures and their features")
     tasks = {name: _cut(task, plan) for name, task in materials.tasks([client.task for client in plan.clients]).items()}
-    materials.store.tokens([view for task in tasks.values() for view in _views(task)])
     public = varied(materials.captions(), plan.public_versions, seed=plan.seed)
-    materials.store.tokens([caption.view for caption in public])
+    views = [*(view for task in tasks.values() for view in _views(task)), *(caption.view for caption in public)]
+    materials.store.tokens(views, report=progress.count)
     tokenizers, lower = {}, {}
     for key, model in plan.models.items():
-        step(f"{model.name} and its projector, pre-trained once on public captions")
+        progress.stage(f"{model.name} and its projector, pre-trained once on public captions")
         language_model, tokenizers[key] = materials.language_model(model)
-        projector = materials.projector(model, language_model, tokenizers[key])
+        projector = materials.projector(model, language_model, tokenizers[key], report=progress.count)
         lower[key] = LowerLayers(VisionLanguageModule(language_model, projector, lr=model.lr), num_kept=1)
-    step("what the frozen lower layers make of every example, once")
+    progress.stage("what the frozen lower layers make of every example, once")
     data = _data_of(plan, tasks, tokenizers, lower, materials)
     readings = picture_readings(tokenizers, materials.store, public, materials.words(tokenizers))
-    readings = [{key: lower[key].reading(reading) for key, reading in record.items()} for record in readings]
+    for index, record in enumerate(readings):
+        readings[index] = {key: lower[key].reading(reading) for key, reading in record.items()}
+        progress.count(index + 1, len(readings))
     pristine = {key: layers.cut() for key, layers in lower.items()}
     probe = CausalLMProbe(pristine[plan.anchor].language_model)
     probe.prepare()
 
-    step("aligning the models on public pictures")
+    progress.stage("aligning the models on public pictures")
     config = CoLoraConfig(
         r=plan.rank, alpha=plan.alpha, num_blocks=1, exclude_modules=["projector"], private_layers=False
     )
@@ -134,7 +137,7 @@ def _run(plan: Plan, materials: Materials, output: Path, pool: Callable[[], Clie
     )
     scores, strategy = [], None
     for method in methods():
-        step(f"{method.name}: {plan.rounds} rounds of {plan.steps} steps for {len(plan.clients)} clients")
+        progress.stage(f"{method.name}: {plan.rounds} rounds of {plan.steps} steps for {len(plan.clients)} clients")
         strategy, found = _train(plan, method, alignment, pristine, data, probe, output, pool(), list(tasks))
         scores.append(found)
     assert strategy is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -76,10 +76,18 @@ class TinyMaterials(Materials):
         return _MODELS[plan.name](num_layers=plan.num_layers), tiny_tokenizer()
 
     def projector(
-        self, plan: ModelPlan, language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+        self,
+        plan: ModelPlan,
+        language_model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        report: Callable[[int, int], None],
     ) -> Projector:
         """Trained for a few steps."""
-        return pretrain_projector(language_model, tokenizer, self._store, self.captions(), num_steps=40)
+        captions = self.captions()
+        return pretrain_projector(
+            language_model, tokenizer, self._store, captions, num_steps=60, lr=5e-3, report=report
+        )
 
     def tasks(self, names: Sequence[str]) -> dict[str, Task]:
         """Which colour, which shape, on three backgrounds."""

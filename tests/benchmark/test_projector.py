@@ -105,7 +105,7 @@ def test_a_projector_is_trained_once_per_model_and_depth_and_read_afterwards(sto
             store,
             name="some/model",
             cache=tmp_path,
-            report=lambda step, loss: steps.append(step),
+            report=lambda done, total: steps.append(done),
         )
 
     first, again, deeper = load(1), load(1), load(2)

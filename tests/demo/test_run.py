@@ -8,19 +8,34 @@ from peft import PeftConfig
 from rich.console import Console
 
 from lightning_pfl.demo.plan import full_plan
+from lightning_pfl.demo.progress import DemoProgress
 from lightning_pfl.demo.report import print_report, write_report
 from lightning_pfl.demo.run import run_demo
 from lightning_pfl.demo.tiny import TinyMaterials, quick_plan
 from lightning_pfl.federation import LocalPool
 
 
+class Recorded(DemoProgress):
+    def __init__(self):
+        self.stages, self.counts = [], {}
+
+    def stage(self, what):
+        self.stages.append(what)
+
+    def count(self, done, total):
+        self.counts.setdefault(self.stages[-1], []).append((done, total))
+
+    def close(self):
+        pass
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     plan = dataclasses.replace(quick_plan(), rounds=2, steps=4, num_test=16, num_val=8)
-    steps = []
-    result = run_demo(plan, TinyMaterials(folder / "tiny"), folder, pool=LocalPool, step=steps.append)
-    return plan, result, folder, steps
+    progress = Recorded()
+    result = run_demo(plan, TinyMaterials(folder / "tiny"), folder, pool=LocalPool, progress=progress)
+    return plan, result, folder, progress
 
 
 def test_every_client_is_measured_on_every_task_under_both_methods(demo):
@@ -57,10 +72,16 @@ def test_the_report_says_where_everything_lies(demo, tmp_path):
 
 
 def test_progress_names_every_stage(demo):
-    _, _, _, steps = demo
-    assert any("aligning" in step for step in steps)
-    assert any(step.startswith("local only") for step in steps)
-    assert any(step.startswith("ours") for step in steps)
+    _, _, _, progress = demo
+    assert any("aligning" in stage for stage in progress.stages)
+    assert any(stage.startswith("local only") for stage in progress.stages)
+    assert any(stage.startswith("ours") for stage in progress.stages)
+
+
+def test_long_stages_count_to_their_end(demo):
+    _, _, _, progress = demo
+    assert len(progress.counts) == 4  # features, two projectors, states
+    assert all(counts[-1][0] == counts[-1][1] for counts in progress.counts.values())
 
 
 def test_the_full_plan_has_relatives_on_the_other_family():
