@@ -118,6 +118,7 @@ from lightning_pfl.federation import (
 from lightning_pfl.functional.accounting import PrivacyBudget
 from lightning_pfl.functional.controls import Alone, Shuffled
 from lightning_pfl.functional.mechanisms import ClientNoise, ExampleNoise, SketchNoise, UpdateNoise
+from lightning_pfl.functional.pulling import Towards
 from lightning_pfl.functional.relevance import FixedMatrix, SampleCount, Softmax, TaskGraph, TopK, Uniform, WeightPolicy
 from lightning_pfl.functional.similarity import ColumnCosine, Cosine, Similarity
 from lightning_pfl.functional.staleness import Fading
@@ -253,6 +254,7 @@ __all__ = [
     "TaskGraph",
     "Together",
     "TopK",
+    "Towards",
     "Transfer",
     "TrimmedMean",
     "TwoAdapters",
