@@ -156,7 +156,7 @@ def build_tasks(families: Iterable[str] = tuple(DOMAINS)) -> tuple[Task, ...]:
         "animal": animal_task,
         "food": food_task,
         "kind": kind_task,
-        "defect": functools.partial(defect_task, degree=2),
+        "defect": functools.partial(defect_task, degree=4),
         "place": place_task,
         "count": count_task,
         "shape": shape_task,

@@ -17,7 +17,7 @@ class ModelPlan:
     Attributes:
         name: of the language model, as `benchmark.weights.load_language_model` takes it.
         num_layers: how many of its layers are kept; None keeps all.
-        lr: learning rate of its clients' projectors, which stay private.
+        lr: learning rate of gates.
         lr_pq: learning rate of P and Q.
     """
 
@@ -68,8 +68,8 @@ class Plan:
     rounds: int
     steps: int
     batch_size: int = 8
-    num_train: int = 64
-    num_val: int = 32
+    num_train: int = 32
+    num_val: int = 64
     num_test: int = 100
     rank: int = 16
     alpha: float = 32
@@ -87,8 +87,8 @@ def full_plan() -> Plan:
     }
     return Plan(
         models={
-            "smollm2": ModelPlan(SMOLLM2_135M, num_layers=15, lr=1e-3, lr_pq=4e-2),
-            "gemma3": ModelPlan(GEMMA3_270M, num_layers=9, lr=1e-3, lr_pq=4e-2),
+            "smollm2": ModelPlan(SMOLLM2_135M, num_layers=None, lr=5e-3, lr_pq=2e-2),
+            "gemma3": ModelPlan(GEMMA3_270M, num_layers=None, lr=5e-3, lr_pq=2e-2),
         },
         anchor="smollm2",
         clients=_clients(pairs, ("smollm2", "gemma3")),

@@ -9,34 +9,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import lightning as L
 from lightning.pytorch.loggers import CSVLogger
 from transformers.utils import logging as transformers_logging
 
-from lightning_pfl.adapters import CoLoraConfig
-from lightning_pfl.adapters.alignment import Alignment
 from lightning_pfl.aggregation import Aggregator, LocalOnly, RelevanceAggregator
-from lightning_pfl.benchmark.batches import TaskDataset
-from lightning_pfl.benchmark.images import View
-from lightning_pfl.benchmark.public import varied
-from lightning_pfl.benchmark.states import LowerLayers, StateDataset
-from lightning_pfl.benchmark.tasks import Example, Task
+from lightning_pfl.benchmark.tasks import Task
 from lightning_pfl.benchmark.vlm import VisionLanguageModule
 from lightning_pfl.callbacks.colora import CoLoRA
 from lightning_pfl.callbacks.relevance_probe import RelevanceProbe
-from lightning_pfl.demo.alignment import align_on_pictures, picture_readings
-from lightning_pfl.demo.data import DemoData, ProbeSet
+from lightning_pfl.demo.data import DemoData
 from lightning_pfl.demo.materials import Materials
 from lightning_pfl.demo.plan import Plan
+from lightning_pfl.demo.preparation import Prepared, prepare
 from lightning_pfl.demo.progress import DemoProgress
 from lightning_pfl.demo.scores import Count, Scores
 from lightning_pfl.federation import Client, FederatedStrategy
 from lightning_pfl.federation.pools import ClientPool
-from lightning_pfl.relevance import CausalLMProbe
 
-__all__ = ["DemoResult", "Method", "run_demo"]
+__all__ = ["DemoResult", "Method", "methods", "quiet", "run_demo", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -100,63 +93,32 @@ def run_demo(
     Returns:
         The scores and the strategy that exchanged.
     """
-    with _quiet():
-        return _run(plan, materials, output, pool, progress)
-
-
-def _run(
-    plan: Plan, materials: Materials, output: Path, pool: Callable[[], ClientPool], progress: DemoProgress
-) -> DemoResult:
-    progress.stage("pictures and their features")
-    tasks = {name: _cut(task, plan) for name, task in materials.tasks([client.task for client in plan.clients]).items()}
-    public = varied(materials.captions(), plan.public_versions, seed=plan.seed)
-    views = [*(view for task in tasks.values() for view in _views(task)), *(caption.view for caption in public)]
-    materials.store.tokens(views, report=progress.count)
-    tokenizers, lower = {}, {}
-    for key, model in plan.models.items():
-        progress.stage(f"{model.name} and its projector, pre-trained once on public captions")
-        language_model, tokenizers[key] = materials.language_model(model)
-        projector = materials.projector(model, language_model, tokenizers[key], report=progress.count)
-        lower[key] = LowerLayers(VisionLanguageModule(language_model, projector, lr=model.lr), num_kept=1)
-    progress.stage("what the frozen lower layers make of every example, once")
-    data = _data_of(plan, tasks, tokenizers, lower, materials)
-    readings = picture_readings(tokenizers, materials.store, public, materials.words(tokenizers))
-    for index, record in enumerate(readings):
-        readings[index] = {key: lower[key].reading(reading) for key, reading in record.items()}
-        progress.count(index + 1, len(readings))
-    pristine = {key: layers.cut() for key, layers in lower.items()}
-    probe = CausalLMProbe(pristine[plan.anchor].language_model)
-    probe.prepare()
-
-    progress.stage("aligning the models on public pictures")
-    config = CoLoraConfig(
-        r=plan.rank, alpha=plan.alpha, num_blocks=1, exclude_modules=["projector"], private_layers=False
-    )
-    alignment = align_on_pictures(
-        {key: _copy(module) for key, module in pristine.items()}, readings, anchor=plan.anchor, config=config
-    )
-    scores, strategy = [], None
-    for method in methods():
-        progress.stage(f"{method.name}: {plan.rounds} rounds of {plan.steps} steps for {len(plan.clients)} clients")
-        strategy, found = _train(plan, method, alignment, pristine, data, probe, output, pool(), list(tasks))
-        scores.append(found)
+    with quiet():
+        prepared = prepare(plan, materials, progress)
+        scores, strategy = [], None
+        for method in methods():
+            progress.stage(f"{method.name}: {plan.rounds} rounds of {plan.steps} steps for {len(plan.clients)} clients")
+            strategy, found = train(plan, method, prepared, output, pool())
+            scores.append(found)
     assert strategy is not None
-    return DemoResult(tasks, scores, strategy)
+    return DemoResult(prepared.tasks, scores, strategy)
 
 
-def _train(
-    plan: Plan,
-    method: Method,
-    alignment: Alignment,
-    pristine: Mapping[str, VisionLanguageModule],
-    data: Mapping[str, DemoData],
-    probe: CausalLMProbe,
-    output: Path,
-    pool: ClientPool,
-    task_names: Sequence[str],
+def train(
+    plan: Plan, method: Method, prepared: Prepared, output: Path, pool: ClientPool
 ) -> tuple[FederatedStrategy, Scores]:
+    """Train all clients by one method and test every client on every task.
+
+    Args:
+        plan: what to run.
+        method: how.
+        prepared: from `prepare`, for the same plan.
+        output: folder for logs.
+        pool: where clients run.
+    """
+    data = prepared.data
     L.seed_everything(plan.seed, verbose=False)
-    modules = {key: _copy(module) for key, module in pristine.items()}
+    modules = {key: copy.deepcopy(module) for key, module in prepared.modules.items()}
     sources = {key: _Built(module) for key, module in modules.items()}
     strategy = FederatedStrategy(
         clients=[Client(client.id, model=sources[client.model], datamodule=data[client.id]) for client in plan.clients],
@@ -172,12 +134,12 @@ def _train(
             num_blocks=1,
             exclude_modules=["projector"],
             private_layers=False,
-            aligned=alignment,
+            aligned=prepared.alignment,
             seed=plan.seed,
         )
     ]
     if method.aggregator.needs_sketches:
-        callbacks.append(RelevanceProbe(probe, every_n_steps=4))
+        callbacks.append(RelevanceProbe(prepared.probe, every_n_steps=4))
     trainer = L.Trainer(
         max_epochs=plan.rounds,
         accelerator="cpu",
@@ -191,7 +153,7 @@ def _train(
     trainer.fit(modules[plan.anchor], data[plan.clients[0].id])
     trainer.test(modules[plan.anchor], data[plan.clients[0].id], verbose=False)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    return strategy, _scores(plan, method, metrics, data, task_names)
+    return strategy, _scores(plan, method, metrics, data, list(prepared.tasks))
 
 
 def _scores(
@@ -206,54 +168,8 @@ def _scores(
     return Scores(method.name, counts, {client.id: client.task for client in plan.clients})
 
 
-def _data_of(
-    plan: Plan,
-    tasks: Mapping[str, Task],
-    tokenizers: Mapping[str, Any],
-    lower: Mapping[str, LowerLayers],
-    materials: Materials,
-) -> dict[str, DemoData]:
-    """Each client's data; the tests are read once per model."""
-
-    def states(examples: Sequence[Example], key: str) -> StateDataset:
-        return StateDataset(TaskDataset(examples, tokenizers[key], materials.store), lower[key])
-
-    tests = {key: [states(task.test, key) for task in tasks.values()] for key in plan.models}
-    return {
-        client.id: DemoData(
-            train := states(tasks[client.task].train, client.model),
-            states(tasks[client.task].val, client.model),
-            tests[client.model],
-            ProbeSet(train if client.model == plan.anchor else states(tasks[client.task].train, plan.anchor)),
-            batch_size=plan.batch_size,
-        )
-        for client in plan.clients
-    }
-
-
-def _views(task: Task) -> Iterator[View]:
-    for example in (*task.train, *task.val, *task.test):
-        yield from example.images
-
-
-def _cut(task: Task, plan: Plan) -> Task:
-    return Task(
-        task.name,
-        task.family,
-        task.train[: plan.num_train],
-        task.val[: plan.num_val],
-        task.test[: plan.num_test],
-        task.licences,
-    )
-
-
-def _copy(module: VisionLanguageModule) -> VisionLanguageModule:
-    """A module of its own that shares nothing; adapters can be injected into it."""
-    return copy.deepcopy(module)
-
-
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without remarks on hardware and on loading; Lightning's progress bar stays."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch")]
     before = [logger.level for logger in loggers]
