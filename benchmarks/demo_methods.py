@@ -3,10 +3,10 @@
     python -m benchmarks.demo_methods OUT.jsonl [--side val|test] [--seeds 0 1 2] [--methods local relevance ...]
     python -m benchmarks.demo_methods OUT.jsonl --table
 
-Everything is the demo's (`lightning_pfl.demo`): models, tasks, alignment, steps. Only the aggregator and the seed differ,
-and the side of the split that is scored: choices are made on ``val``. One JSON line per (side, seed, method); what is
-there already is not run again. Models are aligned once, with the plan's own seed; the seed of a run decides who sees
-which batches.
+Everything is the demo's (`lightning_pfl.demo`): models, tasks, alignment, steps. Only the aggregator and the seed
+differ, and the side of the split that is scored: choices are made on ``val``. One JSON line per (side, seed, method);
+what is there already is not run again. Models are aligned once, with the plan's own seed; the seed of a run decides who
+sees which batches.
 """
 
 from __future__ import annotations
@@ -103,8 +103,9 @@ def table(lines: Sequence[dict]) -> str:
             if not seeds:
                 continue
             found = [f"| {side} | {name} | {len(seeds)}"]
-            for measure in ("self", "others"):
-                found.append(f"{mean(cells[side, seed, name][measure] for seed in seeds):.1f}")
+            found += [
+                f"{mean(cells[side, seed, name][measure] for seed in seeds):.1f}" for measure in ("self", "others")
+            ]
             for measure in ("self", "others"):
                 gains = [cells[side, seed, name][measure] - cells[side, seed, "local"][measure] for seed in seeds]
                 error = f" ± {stdev(gains) / len(gains) ** 0.5:.1f}" if len(gains) > 1 else ""
