@@ -2,8 +2,8 @@
 
 Start at `export_lora`. A conventional layer with a global branch is a LoRA of rank 2r, ``A = [A_G; A_L]``; a Co-LoRA
 layer is one of rank r, since both its branches share A and B: ``B (P A x + Q)`` is LoRA with ``B P`` and a bias
-``B Q``, which PEFT's ``lora_bias`` is for. Of a convolution A is r kernels, and B has a kernel of one. A rank of one's own choice takes the best approximation, and says what it
-loses.
+``B Q``, which PEFT's ``lora_bias`` is for. Of a convolution A is r kernels, and B has a kernel of one. A rank of one's
+own choice takes the best approximation, and says what it loses.
 """
 
 from __future__ import annotations
