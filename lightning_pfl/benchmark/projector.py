@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from filelock import FileLock
@@ -162,5 +162,5 @@ def _set_coordinates(projector: Projector, features: Tensor) -> None:
     values, vectors = torch.linalg.eigh((tokens - mean).T @ (tokens - mean) / len(tokens))
     count = projector.linear.in_features
     leading = vectors.flip(1)[:, :count] / values.flip(0)[:count].clamp_min(1e-12).sqrt()
-    projector.mean.copy_(mean)
-    projector.basis.copy_(leading)
+    cast(Tensor, projector.mean).copy_(mean)
+    cast(Tensor, projector.basis).copy_(leading)
