@@ -46,7 +46,10 @@ soak: install  ## 1,000 rounds x 50 clients with random faults, and a driver kil
 test-ray: install
 	$(BIN)/python -m pytest -m 'ray and not assets'
 
-.PHONY: 
+fuzz: install  ## 10,000 broken inputs of each kind, new ones every time (an hour)
+	LIGHTNING_PFL_FUZZ=10000 $(BIN)/python -m pytest tests/fuzz --timeout 0
+
+check: lint types layers doctest examples architectures docs  ## everything else that CI checks
 
 format: install  ## write the code as ruff wants it
 	$(BIN)/ruff format .

@@ -261,9 +261,6 @@ RECORD = {
 }
 
 
-@pytest.mark.xfail(
-    reason="records read names of images that are no names: too long, with a null, not a list", strict=False
-)
 @fuzz()
 @given(document=documents([[RECORD, RECORD]]))
 def test_records(document):
