@@ -45,7 +45,7 @@ def test_the_model_comes_to_name_pictures_by_what_it_sees(make, store, captions)
     trained = _caption_loss(projector, model, features, captions)
     untrained = _caption_loss(Projector(64, model.config.hidden_size, embedding_rms(model)), model, features, captions)
     misled = _caption_loss(projector, model, features.roll(1, dims=0), captions)
-    assert trained < 0.5 * untrained
+    assert trained < 0.7 * untrained
     assert trained < misled - 1
     assert not any(parameter.requires_grad for parameter in projector.parameters())
 
