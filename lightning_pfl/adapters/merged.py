@@ -73,8 +73,8 @@ class RefuseBias(NoBiasPolicy):
 class DropBias(NoBiasPolicy):
     """Leave out the biases that have no place, and warn with their size. The outputs are then others.
 
-    One bias makes no difference: an attention's keys' (all that Whisper has no place for), since it adds the same to
-    all scores of a query, and softmax takes that away again.
+    One bias makes no difference: that of an attention's keys without rotary positions (all that Whisper has no place
+    for), since it adds the same to all scores of a query, and softmax takes that away again.
     """
 
     def place(self, model: PreTrainedModel, state: Mapping[str, Tensor], homeless: list[str]) -> PreTrainedModel:
