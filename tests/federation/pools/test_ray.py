@@ -249,8 +249,9 @@ def test_a_ray_that_the_user_started_is_left_running_without_our_actors(pools, s
 
     pool = pools(num_actors=1)
     pool.start([Client("dawdles-1"), Client("dawdles-2")], snapshots)
+    pool.submit([job("dawdles-1"), job("dawdles-2")])
     with pytest.raises(TimeoutError), _interrupted_when(lambda: list(tmp_path.glob("*.pid"))):
-        next(pool.run([job("dawdles-1"), job("dawdles-2")]))
+        pool.next()
     (pid,) = (path.stem for path in tmp_path.glob("*.pid"))
     assert _alive(pid)
 
@@ -320,7 +321,7 @@ TERMINATED = """
 
     folder = sys.argv[1]
     strategy = strategy_of(["dawdles"], pool=RayPool(address="local", init={"num_cpus": 1}))
-    trainer = trainer_of(folder, strategy, callbacks=[OnExceptionCheckpoint(folder, "stopped")])
+    trainer = trainer_of(folder, strategy, callbacks=[OnExceptionCheckpoint(folder, "stopped")], enable_checkpointing=True)
     try:
         trainer.fit(Eventful(folder), datamodule=ClientsOwnData(num_workers=1))
     except SIGTERMException:
