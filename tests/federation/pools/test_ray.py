@@ -321,7 +321,8 @@ TERMINATED = """
 
     folder = sys.argv[1]
     strategy = strategy_of(["dawdles"], pool=RayPool(address="local", init={"num_cpus": 1}))
-    trainer = trainer_of(folder, strategy, callbacks=[OnExceptionCheckpoint(folder, "stopped")], enable_checkpointing=True)
+    stopped = OnExceptionCheckpoint(folder, "stopped")
+    trainer = trainer_of(folder, strategy, callbacks=[stopped], enable_checkpointing=True)
     try:
         trainer.fit(Eventful(folder), datamodule=ClientsOwnData(num_workers=1))
     except SIGTERMException:
