@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import ray
 from ray.cluster_utils import Cluster
 
 from lightning_pfl.federation import Client, LocalPool, Pace, RayPool, RoundRules, SimulatedPool
@@ -50,6 +51,8 @@ def main(folder):
         while not all((Path(folder) / client_id).exists() for client_id in ("a", "b")):
             time.sleep(0.05)
         cluster.remove_node(far, allow_graceful=False)  # SIGKILL
+        while sum(node["Alive"] for node in ray.nodes()) > 1:  # its processes outlive it by a moment
+            time.sleep(0.05)
         (Path(folder) / "gone").touch()
 
     threading.Thread(target=kill, daemon=True).start()
