@@ -1,10 +1,13 @@
 """The only place of this room that touches private names of transformers (read in 5.23).
 
 `forget_gguf`: a model that transformers read from a GGUF file stays flagged as quantized although its weights are plain
-tensors; `save_pretrained` then refuses it.
+tensors; `save_pretrained` then refuses it. `plain_attention`: which kernel a model attends with stands in its config.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from transformers import PreTrainedModel
 
@@ -34,3 +37,14 @@ def keep_last_layers(model: PreTrainedModel, num_layers: int) -> None:
     model.config.num_hidden_layers = num_layers
     if getattr(model.config, "layer_types", None) is not None:
         model.config.layer_types = list(model.config.layer_types[-num_layers:])
+
+
+@contextmanager
+def plain_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Attend by plain matrix products meanwhile: on short prompts a CPU's fused kernel has a slow backward pass."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

@@ -8,6 +8,7 @@ attributes and `encode` works in its place.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, final
@@ -23,6 +24,8 @@ from lightning_pfl.benchmark.weights import EFFICIENTNET_LITE0, load_image_encod
 
 TOKENS_PER_IMAGE = 5
 """The mean over the picture, then the means of its four quarters (top left, top right, bottom left, bottom right)."""
+
+_ENCODING = threading.Lock()
 
 
 class ImageEncoder(Protocol):
@@ -111,11 +114,12 @@ class FeatureStore:
             ValueError: a damaged image; the message names the file.
         """
         paths = {view: self._path(view) for view in dict.fromkeys(views)}
-        missing = [view for view, path in paths.items() if not path.exists()]
-        for start in range(0, len(missing), self.batch_size):
-            self._compute({view: paths[view] for view in missing[start : start + self.batch_size]})
-            if report is not None:
-                report(min(start + self.batch_size, len(missing)), len(missing))
+        with _ENCODING:  # who waited finds what the other has made
+            missing = [view for view, path in paths.items() if not path.exists()]
+            for start in range(0, len(missing), self.batch_size):
+                self._compute({view: paths[view] for view in missing[start : start + self.batch_size]})
+                if report is not None:
+                    report(min(start + self.batch_size, len(missing)), len(missing))
         shape = (TOKENS_PER_IMAGE, self.encoder.width)
         found = {view: np.fromfile(path, dtype=np.float16).reshape(shape) for view, path in paths.items()}
         return torch.from_numpy(np.stack([found[view] for view in views]))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -20,6 +21,7 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lightning_pfl.benchmark._compat import plain_attention
 from lightning_pfl.benchmark.batches import ANSWER, IMAGE_ID, left_padded, start_id
 from lightning_pfl.benchmark.features import TOKENS_PER_IMAGE, FeatureStore
 from lightning_pfl.benchmark.packages import cache_dir
@@ -34,8 +36,9 @@ logger = logging.getLogger(__name__)
 VERSIONS = 3
 """How often a projector sees every public picture, each time edited in another way."""
 
-_RECIPE = "captions-through-the-model-1"  # changes with the training below, so that a stale projector is not read
+_RECIPE = "captions-through-the-model-2"  # changes with the training below, so that a stale projector is not read
 _WORDS = 6  # tokens of a caption; the rest is cut off
+_DRAWING = threading.Lock()  # first weights come from the global generator, which threads share
 
 
 def pretrain_projector(
@@ -82,7 +85,7 @@ def pretrain_projector(
     known = torch.tensor(sorted({token for name in names for token in name}))
     place = {int(token): index for index, token in enumerate(known)}
     hidden = language_model.config.hidden_size
-    with torch.random.fork_rng(devices=[]):
+    with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         projector = Projector(store.encoder.width, hidden, embedding_rms(language_model))
         reader = nn.Linear(hidden, projector.linear.in_features)
@@ -101,7 +104,8 @@ def pretrain_projector(
         prompt = [start_id(tokenizer), *asked, *image, *answer]
         ids, mask = left_padded([[*prompt, *names[row][:-1]] for row in rows.tolist()])
         seen = features[rows]
-        states = module.hidden_states({"features": seen, "input_ids": ids, "attention_mask": mask})
+        with plain_attention(language_model):
+            states = module.hidden_states({"features": seen, "input_ids": ids, "attention_mask": mask})
         said = torch.cat([states[i, -len(names[row]) :] for i, row in enumerate(rows.tolist())]).float()
         wanted = torch.tensor([place[token] for row in rows.tolist() for token in names[row]])
         captioning = nn.functional.cross_entropy(said @ module.answer_rows(known).T, wanted)

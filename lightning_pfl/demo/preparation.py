@@ -6,12 +6,13 @@ Start at `prepare`.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lightning_pfl.adapters import CoLoraConfig
 from lightning_pfl.adapters.alignment import Alignment
+from lightning_pfl.adapters.readings import Reading
 from lightning_pfl.benchmark.batches import TaskDataset
 from lightning_pfl.benchmark.images import View
 from lightning_pfl.benchmark.public import varied
@@ -21,8 +22,9 @@ from lightning_pfl.benchmark.vlm import VisionLanguageModule
 from lightning_pfl.demo.alignment import align_on_pictures, picture_readings
 from lightning_pfl.demo.data import DemoData, ProbeSet
 from lightning_pfl.demo.materials import Materials
-from lightning_pfl.demo.plan import Plan
+from lightning_pfl.demo.plan import ClientPlan, Plan
 from lightning_pfl.demo.progress import DemoProgress
+from lightning_pfl.demo.side_by_side import Report, side_by_side
 from lightning_pfl.relevance import CausalLMProbe
 
 __all__ = ["Prepared", "prepare"]
@@ -60,19 +62,42 @@ def prepare(plan: Plan, materials: Materials, progress: DemoProgress) -> Prepare
     public = varied(materials.captions(), plan.public_versions, seed=plan.seed)
     views = [*(view for task in tasks.values() for view in _views(task)), *(caption.view for caption in public)]
     materials.store.tokens(views, report=progress.count)
-    tokenizers, lower = {}, {}
-    for key, model in plan.models.items():
-        progress.stage(f"{model.name} and its projector, pre-trained once on public captions")
-        language_model, tokenizers[key] = materials.language_model(model)
-        projector = materials.projector(model, language_model, tokenizers[key], report=progress.count)
-        module = VisionLanguageModule(language_model, projector, lr=model.lr, lr_pq=model.lr_pq)
-        lower[key] = LowerLayers(module, num_kept=1)
+    names = " and ".join(model.name for model in plan.models.values())
+    progress.stage(f"{names}, and their projectors, pre-trained once on public captions")
+    loaded = {key: materials.language_model(model) for key, model in plan.models.items()}
+    tokenizers = {key: tokenizer for key, (_, tokenizer) in loaded.items()}
+
+    def lower_layers(key: str, report: Report) -> LowerLayers:
+        model, (language_model, tokenizer) = plan.models[key], loaded[key]
+        projector = materials.projector(model, language_model, tokenizer, report=report)
+        return LowerLayers(VisionLanguageModule(language_model, projector, lr=model.lr, lr_pq=model.lr_pq), num_kept=1)
+
+    lower = side_by_side({key: functools.partial(lower_layers, key) for key in plan.models}, progress.count)
     progress.stage("what the frozen lower layers make of every example, once")
-    data = _data_of(plan, tasks, tokenizers, lower, materials)
-    readings = picture_readings(tokenizers, materials.store, public, materials.words(tokenizers))
-    for index, record in enumerate(readings):
-        readings[index] = {key: lower[key].reading(reading) for key, reading in record.items()}
-        progress.count(index + 1, len(readings))
+    asked = picture_readings(tokenizers, materials.store, public, materials.words(tokenizers))
+
+    def frozen(key: str, report: Report) -> tuple[_States, list[Reading]]:
+        def states(examples: Sequence[Example]) -> StateDataset:
+            return StateDataset(TaskDataset(examples, tokenizers[key], materials.store), lower[key])
+
+        own = [client.task for client in plan.clients if client.model == key]
+        trained = list(tasks) if key == plan.anchor else own  # the probe reads every task
+        found = _States(
+            {name: states(tasks[name].train) for name in trained},
+            {name: states(tasks[name].val) for name in own},
+            [states(task.test) for task in tasks.values()],
+        )
+        readings = []
+        for record in asked:
+            readings.append(lower[key].reading(record[key]))
+            report(len(readings), len(asked))
+        return found, readings
+
+    done = side_by_side({key: functools.partial(frozen, key) for key in plan.models}, progress.count)
+    readings = [{key: done[key][1][index] for key in plan.models} for index in range(len(asked))]
+    data = {
+        client.id: _data(client, plan, {key: states for key, (states, _) in done.items()}) for client in plan.clients
+    }
     modules = {key: layers.cut() for key, layers in lower.items()}
     probe = CausalLMProbe(modules[plan.anchor].language_model)
     probe.prepare()
@@ -86,29 +111,24 @@ def prepare(plan: Plan, materials: Materials, progress: DemoProgress) -> Prepare
     return Prepared(tasks, modules, data, alignment, probe)
 
 
-def _data_of(
-    plan: Plan,
-    tasks: Mapping[str, Task],
-    tokenizers: Mapping[str, Any],
-    lower: Mapping[str, LowerLayers],
-    materials: Materials,
-) -> dict[str, DemoData]:
-    """Each client's data; the tests are read once per model."""
+@dataclass(frozen=True, eq=False)
+class _States:
+    """What one model's lower layers make of the tasks: training and validation by task, the tests of all in order."""
 
-    def states(examples: Sequence[Example], key: str) -> StateDataset:
-        return StateDataset(TaskDataset(examples, tokenizers[key], materials.store), lower[key])
+    train: Mapping[str, StateDataset]
+    val: Mapping[str, StateDataset]
+    tests: Sequence[StateDataset]
 
-    tests = {key: [states(task.test, key) for task in tasks.values()] for key in plan.models}
-    return {
-        client.id: DemoData(
-            train := states(tasks[client.task].train, client.model),
-            states(tasks[client.task].val, client.model),
-            tests[client.model],
-            ProbeSet(train if client.model == plan.anchor else states(tasks[client.task].train, plan.anchor)),
-            batch_size=plan.batch_size,
-        )
-        for client in plan.clients
-    }
+
+def _data(client: ClientPlan, plan: Plan, states: Mapping[str, _States]) -> DemoData:
+    own = states[client.model]
+    return DemoData(
+        own.train[client.task],
+        own.val[client.task],
+        own.tests,
+        ProbeSet(states[plan.anchor].train[client.task]),
+        batch_size=plan.batch_size,
+    )
 
 
 def _views(task: Task) -> Iterator[View]:

@@ -80,7 +80,7 @@ def test_progress_names_every_stage(demo):
 
 def test_long_stages_count_to_their_end(demo):
     _, _, _, progress = demo
-    assert len(progress.counts) == 4  # features, two projectors, states
+    assert len(progress.counts) == 3  # features, projectors, states
     assert all(counts[-1][0] == counts[-1][1] for counts in progress.counts.values())
 
 
