@@ -47,7 +47,7 @@ def pretrain_projector(
     store: FeatureStore,
     captions: Sequence[Caption],
     *,
-    num_steps: int = 250,
+    num_steps: int = 150,
     batch_size: int = 16,
     lr: float = 1e-3,
     keep: float = 1.0,
