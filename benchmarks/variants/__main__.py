@@ -1,6 +1,6 @@
 """Which exchange pays, over seeds.
 
-    python -m benchmarks.variants prepare                     states, sketches and alignments, once (10 minutes)
+    python -m benchmarks.variants prepare [--sides val test]  states, sketches and alignments, once (20 minutes)
     python -m benchmarks.variants check                       these scores against the package's own layers
     python -m benchmarks.variants tune OUT.jsonl              learning rates, on validation
     python -m benchmarks.variants run OUT.jsonl [--side val|test] [--seeds 0 1 ...] [--n 16 64] [--scenario static]
@@ -23,9 +23,9 @@ import torch
 from .engine import run
 from .materials import RULES, UNALIGNED, load, prepare
 from .methods import SHORT, Method, variants
+from .report import table
 from .scenarios import dynamic, static
 from .tuned import RATES
-from .report import table
 
 SCENARIOS = {"static": static, "dynamic": dynamic}
 GRID = (5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
@@ -45,13 +45,14 @@ def main() -> None:
     parser.add_argument("--scenario", choices=list(SCENARIOS), default="static")
     parser.add_argument("--alignment", choices=[*RULES, UNALIGNED], default="canonical")
     parser.add_argument("--side", choices=("val", "test"), default="val")
+    parser.add_argument("--sides", nargs="*", choices=("val", "test"), default=["val", "test"], help="to prepare")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--n", type=int, nargs="*", default=[16, 64])
     parser.add_argument("--short", action="store_true", help="few methods")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.what == "prepare":
-        return prepare()
+        return prepare(options.sides)
     if options.what == "check":
         from .check import check
 
@@ -67,7 +68,7 @@ def main() -> None:
             key = (options.scenario, options.alignment, "val" if tune else options.side, n, seed, name)
             if key in _done(out):
                 continue
-            materials = materials or load(options.alignment)
+            materials = materials or load(options.alignment, key[2])
             clients = SCENARIOS[options.scenario](seed)
 
             def methods(families: dict[str, list[str]], clients=clients, seed=seed, n=n) -> list[Method]:

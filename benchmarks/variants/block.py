@@ -1,7 +1,7 @@
 """The last layer of a language model, frozen, under many adapters at once.
 
-Only the position that answers leaves the last layer, so its queries, output projection and perceptron are computed there
-alone; what does not depend on an adapter is computed once per example (`Block.prefix`). Fifty adapters then cost what
+Only the position that answers leaves the last layer, so its queries, output projection and perceptron are computed
+there alone; what does not depend on an adapter is computed once per example (`Block.prefix`). Fifty adapters then cost what
 fifty rows of a matrix product cost, which is what lets one machine compare methods over seeds. `python -m
 benchmarks.variants check` compares the scores with those of the package's own layers.
 """
@@ -77,7 +77,7 @@ class Block:
 
     @torch.no_grad()
     def prefix(self, states: Tensor, options: Tensor, answer: Tensor) -> Prefix:
-        """Of states that enter the layer, ``[n, t, d]``, the tokens of the answers ``[c]`` and the right ones ``[n]``."""
+        """Of states that enter the layer ``[n, t, d]``, tokens of the answers ``[c]`` and the right ones ``[n]``."""
         x = self._layer.input_layernorm(states.float())
         last = x[:, -1]
         return Prefix(

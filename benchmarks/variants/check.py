@@ -57,6 +57,6 @@ def check() -> None:
     for key, name in MODELS.items():
         model, _ = PackagedMaterials().language_model(ModelPlan(name, num_layers=None, lr=1.0, lr_pq=1.0))
         keep_last_layers(model, 1)
-        states, options, _ = torch.load(folder() / f"{key}-{TASKS[0]}.pt")["val"]
+        states, options, _ = torch.load(folder() / f"{key}-{TASKS[0]}-val.pt")
         difference, largest = largest_difference(model.float(), bases[key], states[:8].float(), options)
         print(f"{key}: scores up to {largest:.1f} differ by at most {difference:.1e}")

@@ -6,6 +6,7 @@ Models, projectors, tasks and public pictures are the demo's, at full depth. Sta
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,14 +75,22 @@ def folder() -> Path:
     return cache_dir() / "variants"
 
 
-def prepare() -> None:
-    """Run what is frozen, once: states of every task in both models, sketches, alignments. Goes on where it was."""
+def prepare(sides: Sequence[str]) -> None:
+    """Run what is frozen, once: states of every task in both models, sketches, alignments. Goes on where it was.
+
+    Args:
+        sides: of the split; training is always among them.
+    """
     at = folder()
     at.mkdir(parents=True, exist_ok=True)
     packaged = PackagedMaterials()
     tasks = packaged.tasks(TASKS)
     public = varied(packaged.captions(), 2, seed=0)
-    cut = {side: {name: getattr(task, side)[:size] for name, task in tasks.items()} for side, size in SIZES.items()}
+    cut = {
+        side: {name: getattr(task, side)[:size] for name, task in tasks.items()}
+        for side, size in SIZES.items()
+        if side in {"train", *sides}
+    }
     packaged.store.tokens(
         [view for side in cut.values() for examples in side.values() for one in examples for view in one.images]
         + [caption.view for caption in public]
@@ -92,17 +101,13 @@ def prepare() -> None:
         model, tokenizers[key] = packaged.language_model(plan)
         projector = packaged.projector(plan, model, tokenizers[key], report=lambda *_: None)
         lower[key] = LowerLayers(VisionLanguageModule(model, projector), num_kept=1)
-        for task in TASKS:
-            file = at / f"{key}-{task}.pt"
-            if not file.exists():
-                made = {
-                    side: StateDataset(TaskDataset(examples[task], tokenizers[key], packaged.store), lower[key])
-                    for side, examples in cut.items()
-                }
-                _save({side: _stacked(data) for side, data in made.items()}, file)
-                if key == ANCHOR:
-                    torch.save(made["train"], at / f"probe-{task}.pt")
-                print(key, task, flush=True)
+        for side, task in itertools.product(cut, TASKS):
+            if not (file := at / f"{key}-{task}-{side}.pt").exists():
+                made = StateDataset(TaskDataset(cut[side][task], tokenizers[key], packaged.store), lower[key])
+                _save(_stacked(made), file)
+                if (key, side) == (ANCHOR, "train"):
+                    torch.save(made, at / f"probe-{task}.pt")
+                print(key, task, side, flush=True)
     readings = [
         {key: lower[key].reading(reading) for key, reading in record.items()}
         for record in picture_readings(tokenizers, packaged.store, public, packaged.words(tokenizers))
@@ -136,8 +141,8 @@ def prepare() -> None:
         )
 
 
-def load(alignment: str) -> Materials:
-    """What `prepare` made, under one of its alignments."""
+def load(alignment: str, side: str) -> Materials:
+    """What `prepare` made for training and one other side, under one of its alignments."""
     at, packaged = folder(), PackagedMaterials()
     bases = torch.load(at / f"bases-{alignment}.pt")
     blocks, tasks = {}, {}
@@ -145,7 +150,7 @@ def load(alignment: str) -> Materials:
         model, _ = packaged.language_model(ModelPlan(name, num_layers=None, lr=1.0, lr_pq=1.0))
         blocks[key] = Block(model, bases[key], ALPHA_PER_RANK)
         tasks[key] = {
-            task: {side: blocks[key].prefix(*tensors) for side, tensors in torch.load(at / f"{key}-{task}.pt").items()}
+            task: {part: blocks[key].prefix(*torch.load(at / f"{key}-{task}-{part}.pt")) for part in ("train", side)}
             for task in TASKS
         }
     return Materials(blocks, tasks, {task: torch.load(at / f"sketch-{task}.pt") for task in TASKS})

@@ -168,9 +168,18 @@ def variants(clients: Sequence[ClientTasks], seed: int, families: Mapping[str, l
 
 
 SHORT = (
-    "local", "no exchange", "paper: softmax 0.5 of cosines", "standardised 0.5", "standardised 0.25", "uniform", "oracle",
-    "restart from uniform (FedAvg)", "restart from oracle", "pull 0.3 to relatives", "0.25 + pull 0.3 to relatives",
-)  # fmt: skip
+    "local",
+    "no exchange",
+    "paper: softmax 0.5 of cosines",
+    "standardised 0.5",
+    "standardised 0.25",
+    "uniform",
+    "oracle",
+    "restart from uniform (FedAvg)",
+    "restart from oracle",
+    "pull 0.3 to relatives",
+    "0.25 + pull 0.3 to relatives",
+)
 """For comparing alignments."""
 
 
