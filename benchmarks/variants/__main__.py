@@ -7,8 +7,8 @@
                                       [--alignment canonical] [--short]
     python -m benchmarks.variants table OUT.jsonl [...]       Markdown
 
-Finished (scenario, alignment, side, n, seed) are not run again. A run is one process on one core; different seeds may run
-beside each other into one file.
+Finished (scenario, alignment, side, n, seed) are not run again. A run is one process on one core; different seeds may
+run beside each other into one file.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The last layer of a language model, frozen, under many adapters at once.
 
 Only the position that answers leaves the last layer, so its queries, output projection and perceptron are computed
-there alone; what does not depend on an adapter is computed once per example (`Block.prefix`). Fifty adapters then cost what
-fifty rows of a matrix product cost, which is what lets one machine compare methods over seeds. `python -m
+there alone; what does not depend on an adapter is computed once per example (`Block.prefix`). Fifty adapters then cost
+what fifty rows of a matrix product cost, which is what lets one machine compare methods over seeds. `python -m
 benchmarks.variants check` compares the scores with those of the package's own layers.
 """
 
