@@ -96,10 +96,10 @@ class Regression(L.LightningModule):
     def train_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
         generator = torch.Generator().manual_seed(sum(map(ord, str(self.trainer.strategy.client_id))))
         x = torch.randn(8, 4, generator=generator)
-        return DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=4, shuffle=True)
+        return DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=8, shuffle=True)  # one step a turn
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), lr=0.01)
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
 
 
 class Readings(L.Callback):
@@ -171,6 +171,8 @@ def soak(rounds: int, clients: int, *, rate: float, driver: float, seed: int, fo
     """Run to the end, however often it has to be begun again."""
     WEATHER.rate, WEATHER.driver, WEATHER.random, WEATHER.seen = rate, driver, random.Random(seed), Counter()
     readings, begun, wall = Readings(), time.process_time(), time.monotonic()
+    gc.collect()
+    gc.freeze()  # what is there already is not looked at again before every reading
 
     def pace(client_id: str, round: int) -> Pace:
         return Pace(seconds=math.inf if WEATHER.happens("a client hung", WEATHER.rate / 3) else 1.0)

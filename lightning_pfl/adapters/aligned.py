@@ -7,6 +7,7 @@ checked before it is used.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +22,49 @@ from lightning_pfl.adapters.fidelity import Errors, table
 from lightning_pfl.adapters.injection import config_of
 from lightning_pfl.adapters.placement import Address
 from lightning_pfl.adapters.tensors import bases_of, set_bases
+from lightning_pfl.documents import Schema
 
 __all__ = ["Alignment", "Bases", "LayerFit"]
 
 _VERSION = 2
 _TABLE, _ABOUT, _BASES = "report.md", "alignment.json", "alignment.safetensors"
+
+
+def _object(**properties: object) -> dict[str, object]:
+    """Schema of an object with these entries and no others."""
+    return {
+        "type": "object",
+        "required": list(properties),
+        "additionalProperties": False,
+        "properties": properties,
+    }
+
+
+_PART = {"type": "string", "pattern": "^[^/]+\\Z"}
+_SIZE = {"type": "integer", "minimum": 1, "maximum": 2**31 - 1}
+_COUNT = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
+_BLOCK = {"type": "integer", "minimum": 0, "maximum": 10**9 - 1}
+_ADDRESS = {"type": "string", "pattern": "^[^/]+/(0|[1-9][0-9]{0,8})/[^/]+\\Z"}
+_LAYER = _object(tower=_PART, block=_BLOCK, role=_PART, rank=_SIZE, d_in=_SIZE, d_out=_SIZE)
+_ERRORS = _object(**dict.fromkeys(Errors.__dataclass_fields__, {"type": ["number", "null"]}))  # null: infinite
+_FORMAT = Schema("An alignment", {"type": "object", "required": ["version"]})
+_SCHEMA = Schema(
+    "An alignment",
+    _object(
+        version={"const": _VERSION},
+        anchor={"type": "string"},
+        models={
+            "type": "object",
+            "additionalProperties": _object(
+                layers={"type": "array", "items": _LAYER}, unaligned={"type": "array", "items": _ADDRESS}
+            ),
+        },
+        report={
+            "type": "array",
+            "items": _object(model={"type": "string"}, layer=_ADDRESS, tokens=_COUNT, before=_ERRORS, after=_ERRORS),
+        },
+    ),
+)
 
 Bases = tuple[Tensor, Tensor]
 """A ``[r, d_in]`` and B ``[d_out, r]`` of one layer, float32, as `set_bases` takes them."""
@@ -141,7 +180,9 @@ class Alignment:
                 }
                 for base, layers in self.bases.items()
             },
-            "report": [asdict(fit) for fit in self.report],
+            "report": [
+                {**asdict(fit), "before": _finite(fit.before), "after": _finite(fit.after)} for fit in self.report
+            ],
         }
         (folder / _ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         (folder / _TABLE).write_text(f"Anchor: {self.anchor}\n\n{self.table()}\n", encoding="utf-8")
@@ -161,30 +202,26 @@ class Alignment:
                     f"An alignment is a folder with {_ABOUT} and {_BASES}, but `{folder}` has no {name}. Name the "
                     "folder that Alignment.save or `lightning-pfl align --output` wrote."
                 )
-        try:
-            about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-            if about["version"] != _VERSION:
-                raise ValueError(
-                    f"`{folder}` holds an alignment of format {about['version']}, but this release reads {_VERSION}. "
-                    "Make it again with align(), or install the release that wrote it."
-                )
-            shapes = {
-                f"{base}|{_address(layer)}|{name}": shape
-                for base, model in about["models"].items()
-                for layer in model["layers"]
-                for name, shape in (("A", [layer["rank"], layer["d_in"]]), ("B", [layer["d_out"], layer["rank"]]))
-            }
-            report = tuple(
-                LayerFit(**{**fit, "before": Errors(**fit["before"]), "after": Errors(**fit["after"])})
-                for fit in about["report"]
-            )
-            unaligned = {base: list(model["unaligned"]) for base, model in about["models"].items()}
-            anchor = about["anchor"]
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        text, where = (folder / _ABOUT).read_bytes(), str(folder / _ABOUT)
+        about = _FORMAT.read(text, where)
+        if about["version"] != _VERSION:
             raise ValueError(
-                f"`{folder / _ABOUT}` is not what Alignment.save writes ({type(error).__name__}: {error}). Copy the "
-                "folder again, or make the alignment again."
-            ) from error
+                f"`{folder}` holds an alignment of format {about['version']!r:.50}, but this release reads {_VERSION}. "
+                "Make it again with align(), or install the release that wrote it."
+            )
+        _SCHEMA.check(about, where)
+        shapes = {
+            f"{base}|{_address(layer)}|{name}": shape
+            for base, model in about["models"].items()
+            for layer in model["layers"]
+            for name, shape in (("A", [layer["rank"], layer["d_in"]]), ("B", [layer["d_out"], layer["rank"]]))
+        }
+        report = tuple(
+            LayerFit(**{**fit, "before": _errors(fit["before"]), "after": _errors(fit["after"])})
+            for fit in about["report"]
+        )
+        unaligned = {base: list(model["unaligned"]) for base, model in about["models"].items()}
+        anchor = about["anchor"]
         try:
             tensors = load_file(folder / _BASES)
         except SafetensorError as error:
@@ -199,6 +236,11 @@ class Alignment:
                 raise ValueError(
                     f"The two files in `{folder}` do not belong together: `{name}` must be {shape}, but is "
                     f"{list(tensors[name].shape)}. Copy both files of one alignment."
+                )
+            if tensors[name].dtype != torch.float32:
+                raise ValueError(
+                    f"`{name}` in `{folder / _BASES}` must be float32, but is {tensors[name].dtype}. Make the alignment "
+                    "again."
                 )
             if not torch.isfinite(tensors[name]).all():
                 raise ValueError(f"`{name}` in `{folder / _BASES}` is not finite. Make the alignment again.")
@@ -218,3 +260,12 @@ def _described(layer: str, A: Tensor, B: Tensor) -> dict[str, object]:
 
 def _address(described: Mapping[str, Any]) -> str:
     return str(Address(described["tower"], described["block"], described["role"]))
+
+
+def _finite(errors: Errors) -> dict[str, float | None]:
+    """As JSON has it, which knows no infinity."""
+    return {name: value if math.isfinite(value) else None for name, value in asdict(errors).items()}
+
+
+def _errors(described: Mapping[str, float | None]) -> Errors:
+    return Errors(**{name: math.inf if value is None else value for name, value in described.items()})

@@ -162,7 +162,7 @@ def read_list(path: AnyPath) -> list[Any]:
     """
     try:
         records = json.loads(path.read_bytes().decode("utf8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # bytes that are no text, numbers and nesting without end, too
         raise RecordError(f"{path} is not JSON: {error}") from error
     if not isinstance(records, list):
         raise RecordError(f"{path} must hold a list of records, but holds a {type(records).__name__}.")

@@ -142,7 +142,7 @@ def read_scenario(path: str | os.PathLike[str] | UPath) -> Scenario:
     path = as_path(path)
     try:
         entries = json.loads(path.read_bytes().decode("utf8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # bytes that are no text, numbers and nesting without end, too
         raise ScenarioError(f"{path} is not JSON: {error}") from error
     if not isinstance(entries, list) or not entries:
         raise ScenarioError(f"{path} must hold a list of clients, but holds {_said(entries)}.")
@@ -215,7 +215,11 @@ def _slot(slot: Any, where: str) -> Slot:
         raise ScenarioError(f"{where} must be an object, but is {_said(slot)}.")
     dataset = _field(slot, "dataset", str, where)
     if dataset == IDLE:
-        return Slot(IDLE, int(slot.get("subset_id", 0)), str(slot.get("type", "")))
+        number = slot.get("subset_id", 0)
+        try:
+            return Slot(IDLE, int(number), str(slot.get("type", "")))
+        except (TypeError, ValueError, OverflowError):
+            raise ScenarioError(f"{where} must have a number as `subset_id`, but has {_said(number)}.") from None
     subset = _field(slot, "subset_id", int, where)
     metric = slot.get("metric")
     return Slot(dataset, subset, str(slot.get("type", "")), None if metric is None else str(metric))

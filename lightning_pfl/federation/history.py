@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -97,7 +97,7 @@ class RelevanceFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
-    def restart(self, records: Sequence[RelevanceRecord]) -> None:
+    def restart(self, records: Iterable[RelevanceRecord]) -> None:
         """Write the rounds up to here, and no others: a run may have been resumed from an earlier one."""
         self.path.unlink(missing_ok=True)
         for record in records:

@@ -12,12 +12,13 @@ from lightning_pfl.federation.fingerprint import Fingerprint
 from lightning_pfl.federation.history import LeftOut, RelevanceRecord, Traffic
 from lightning_pfl.federation.ledgers import Ledgers
 from lightning_pfl.federation.privacy import Privacy
+from lightning_pfl.federation.relevance_log import RelevanceLog
 from lightning_pfl.federation.store import ClientStore
 from lightning_pfl.types import Aggregation, Layout, Personalized, SharedTensors
 
 __all__ = ["ServerState"]
 
-_VERSION = 2
+_VERSION = 3
 
 
 @final
@@ -33,7 +34,7 @@ class ServerState:
         aggregator: what the aggregator remembers.
         personalized: what each known client receives next.
         newcomer: what a client receives that has never sent anything.
-        relevance: one record per round.
+        relevance: one record per round, the newest in memory.
         left_out: whose turns did not count, in order.
         measures: sizes of updates so far, for the guard.
         layouts: what each client shares whose model is not known on the driver, as it was first accepted.
@@ -48,7 +49,7 @@ class ServerState:
         self.aggregator: Mapping[str, Any] = {}
         self.personalized: dict[str, Personalized] = {}
         self.newcomer = Personalized()
-        self.relevance: list[RelevanceRecord] = []
+        self.relevance = RelevanceLog(store.blobs)
         self.left_out: list[LeftOut] = []
         self.measures: Mapping[str, Sequence[float]] = {}
         self.layouts: dict[str, tuple[str, Layout, Layout]] = {}
@@ -89,7 +90,7 @@ class ServerState:
                 for client_id, one in self._received.items()
                 if one is self.personalized.get(client_id, self.newcomer)
             ],
-            "relevance": [record.dump() for record in self.relevance],
+            "relevance": self.relevance.state_dict(),
             "left_out": [[one.round, one.client_id, one.reason] for one in self.left_out],
             "measures": {name: list(sizes) for name, sizes in self.measures.items()},
             "layouts": {client_id: _dump_layouts(*known) for client_id, known in self.layouts.items()},
@@ -119,7 +120,7 @@ class ServerState:
         self.personalized = {client_id: _load(entry) for client_id, entry in saved["personalized"].items()}
         self.newcomer = _load(saved["newcomer"])
         self._received = {client_id: self.personalized.get(client_id, self.newcomer) for client_id in saved["received"]}
-        self.relevance = [RelevanceRecord.load(entry) for entry in saved["relevance"]]
+        self.relevance = RelevanceLog.load(saved["relevance"], self.store.blobs)
         self.left_out = [LeftOut(*entry) for entry in saved["left_out"]]
         self.measures = saved["measures"]
         self.layouts = {client_id: _load_layouts(entry) for client_id, entry in saved["layouts"].items()}

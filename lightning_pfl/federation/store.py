@@ -1,8 +1,7 @@
 """`ClientStore`: the clients' private states between their turns, in memory while they fit, then on disk or elsewhere.
 
 A state is bytes to the store. It never travels to other clients and takes no part in aggregation; no more does a
-client's secret, from which its noise is made. What a checkpoint of
-the run needs of the store is its `state_dict`.
+client's secret, from which its noise is made. What a checkpoint of the run needs of the store is its `state_dict`.
 """
 
 from __future__ import annotations
@@ -14,12 +13,10 @@ import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any, final
 
-import fsspec
 import torch
 
 from lightning_pfl.errors import CheckpointMismatchError
-from lightning_pfl.federation.temporary import TemporaryFolder
-from lightning_pfl.federation.whole_files import write_whole
+from lightning_pfl.federation.blobs import Blobs
 
 __all__ = ["ClientStore"]
 
@@ -41,6 +38,9 @@ class ClientStore:
             checkpoints hold the states themselves.
         max_memory: how many bytes of states to keep in memory.
 
+    Attributes:
+        blobs: the files; what else a run keeps out of memory lies there too.
+
     Raises:
         ValueError: `max_memory` is negative.
 
@@ -58,7 +58,7 @@ class ClientStore:
     def __init__(self, url: str | os.PathLike[str] | None = None, *, max_memory: int = 2**30) -> None:
         if max_memory < 0:
             raise ValueError(f"`max_memory` is a number of bytes, but is {max_memory}.")
-        self._url = None if url is None else os.fspath(url)
+        self.blobs = Blobs(None if url is None else os.fspath(url))
         self._max_memory = max_memory
         self._memory: dict[str, bytes] = {}  # by client
         self._versions: dict[str, str] = {}  # the current one, by client
@@ -66,8 +66,6 @@ class ClientStore:
         self._referred: set[tuple[str, str]] = set()
         self._secrets: dict[str, bytes] = {}  # by client
         self._nbytes = 0
-        self._folder: TemporaryFolder | None = None
-        self._opened: tuple[Any, str] | None = None
 
     @property
     def nbytes_in_memory(self) -> int:
@@ -136,7 +134,8 @@ class ClientStore:
             return self._memory[client_id]
         if client_id not in self._versions:
             return None
-        return self._read(client_id, self._versions[client_id])
+        version = self._versions[client_id]
+        return self.blobs.read(_key(client_id, version), version, _what(client_id))
 
     def secret(self, client_id: str) -> bytes:
         """32 random bytes that only this client has, drawn when they are first asked for and kept with its states.
@@ -144,7 +143,7 @@ class ClientStore:
         A store with a URL keeps them there and checkpoints do not hold them; else checkpoints do.
         """
         if client_id not in self._secrets:
-            kept = None if self._url is None else self._kept_secret(client_id)
+            kept = None if self.blobs.url is None else self._kept_secret(client_id)
             self._keep_secret(client_id, secrets.token_bytes(32) if kept is None else kept)
         return self._secrets[client_id]
 
@@ -153,7 +152,7 @@ class ClientStore:
 
         Loads with ``weights_only=True``.
         """
-        if self._url is None:
+        if self.blobs.url is None:
             states = {client_id: _as_tensor(self.get(client_id) or b"") for client_id in self.ids()}
             if not self._secrets:
                 return {"states": states}
@@ -161,7 +160,7 @@ class ClientStore:
         for client_id, state in self._memory.items():
             self._write(client_id, self._versions[client_id], state)
         self._referred.update(self._versions.items())
-        return {"url": self._url, "versions": dict(self._versions)}
+        return {"url": self.blobs.url, "versions": dict(self._versions)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go back to the states of a checkpoint.
@@ -180,7 +179,7 @@ class ClientStore:
             for client_id, secret in state_dict.get("secrets", {}).items():
                 self._keep_secret(client_id, secret.numpy().tobytes())
             return
-        if self._url is None:
+        if self.blobs.url is None:
             raise CheckpointMismatchError(
                 f"The checkpoint's client states lie in the store {state_dict['url']}, but this run's store has no "
                 f"URL. Pass `store=ClientStore({state_dict['url']!r})` to the strategy."
@@ -188,11 +187,11 @@ class ClientStore:
         missing = [
             client_id
             for client_id, version in state_dict["versions"].items()
-            if not self._filesystem()[0].exists(self._path(client_id, version))
+            if not self.blobs.exists(_key(client_id, version))
         ]
         if missing:
             raise CheckpointMismatchError(
-                f"The checkpoint refers to states of {len(state_dict['versions'])} clients, but the store {self._url} "
+                f"The checkpoint refers to states of {len(state_dict['versions'])} clients, but the store {self.blobs.url} "
                 f"lacks those of {missing[:5]}{' and others' if len(missing) > 5 else ''}. Was it moved or cleaned? "
                 "Give the store the URL where they lie."
             )
@@ -214,10 +213,7 @@ class ClientStore:
     def close(self) -> None:
         """Forget everything in memory and remove the temporary folder; what lies under a URL stays."""
         self._clear()
-        self._opened = None
-        if self._folder is not None:
-            self._folder.close()
-            self._folder = None
+        self.blobs.close()
 
     def _clear(self) -> None:
         self._memory.clear()
@@ -226,66 +222,31 @@ class ClientStore:
         self._nbytes = 0
 
     def _kept_secret(self, client_id: str) -> bytes | None:
-        files, path = self._filesystem()[0], self._path(client_id, "secret")
-        return bytes(files.cat_file(path)) if files.exists(path) else None
+        return self.blobs.read_any(_key(client_id, "secret"))
 
     def _keep_secret(self, client_id: str, secret: bytes) -> None:
         self._secrets[client_id] = secret
-        if self._url is not None and self._kept_secret(client_id) != secret:
-            write_whole(self._filesystem()[0], self._path(client_id, "secret"), secret, private=True)
-
-    def _filesystem(self) -> tuple[Any, str]:
-        """The file system and the root in it; made at first use, as most runs fit into memory."""
-        if self._opened is None:
-            if self._url is None:
-                self._folder = TemporaryFolder()
-            self._opened = fsspec.core.url_to_fs(self._url if self._folder is None else str(self._folder.path))
-        return self._opened
-
-    def _path(self, client_id: str, version: str) -> str:
-        return f"{self._filesystem()[1].rstrip('/')}/{client_id}/{version}.state"
+        if self.blobs.url is not None and self._kept_secret(client_id) != secret:
+            self.blobs.write(_key(client_id, "secret"), secret, f"the secret of client `{client_id}`", private=True)
 
     def _write(self, client_id: str, version: str, state: bytes) -> bool:
         """Write a version unless it is there; whether it was not."""
-        files, _ = self._filesystem()
-        path = self._path(client_id, version)
-        if files.exists(path) and files.size(path) == len(state):
-            return False
-        try:
-            write_whole(files, path, state, lasting=self._url is not None)  # a checkpoint will rely on it
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"cannot store {len(state)} bytes of client `{client_id}`: {error.strerror or error}. Give "
-                "`ClientStore(url, max_memory=...)` a roomier place or more memory",
-                path,
-            ) from error
-        self._own.add((client_id, version))
-        return True
-
-    def _read(self, client_id: str, version: str) -> bytes:
-        path = self._path(client_id, version)
-        try:
-            state: bytes = self._filesystem()[0].cat_file(path)
-        except FileNotFoundError as error:
-            raise CheckpointMismatchError(
-                f"The state of client `{client_id}` is gone: there is no {path}. Resume from a checkpoint whose states "
-                "are still there."
-            ) from error
-        if (digest := hashlib.sha256(state).hexdigest()) != version:
-            raise CheckpointMismatchError(
-                f"The state of client `{client_id}` is damaged: {path} must have the sha256 {version[:12]}..., but has "
-                f"{digest[:12]}... ({len(state)} bytes). Resume from an earlier checkpoint."
-            )
-        return state
+        if new := self.blobs.write(_key(client_id, version), state, _what(client_id)):
+            self._own.add((client_id, version))
+        return new
 
     def _remove(self, client_id: str, version: str) -> None:
-        if (client_id, version) not in self._own or (client_id, version) in self._referred:
-            return
-        self._own.discard((client_id, version))
-        files, path = self._filesystem()[0], self._path(client_id, version)
-        if files.exists(path):
-            files.rm_file(path)
+        if (client_id, version) in self._own and (client_id, version) not in self._referred:
+            self._own.discard((client_id, version))
+            self.blobs.remove(_key(client_id, version))
+
+
+def _key(client_id: str, version: str) -> str:
+    return f"{client_id}/{version}.state"
+
+
+def _what(client_id: str) -> str:
+    return f"the state of client `{client_id}`"
 
 
 def _check_id(client_id: str) -> None:

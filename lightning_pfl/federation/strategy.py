@@ -158,9 +158,9 @@ class FederatedStrategy(SingleDeviceStrategy):
         return None if self._rounds is None else self._rounds.round
 
     @property
-    def relevance(self) -> list[RelevanceRecord]:
-        """Who counted how much for whom, one record per round."""
-        return list(self._state.relevance)
+    def relevance(self) -> Sequence[RelevanceRecord]:
+        """Who counted how much for whom, one record per round. Older ones are read from where the store keeps them."""
+        return self._state.relevance
 
     @property
     def left_out(self) -> list[LeftOut]:

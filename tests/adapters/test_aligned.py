@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -49,12 +50,15 @@ def test_the_json_names_base_models_towers_blocks_roles_and_the_anchor(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda about: about.pop("anchor"), "is not what Alignment.save writes .KeyError: 'anchor'"),
-        (lambda about: about.update(models=[]), "is not what Alignment.save writes"),
+        (lambda about: about.pop("anchor"), r"An alignment is wrong in `.*alignment\.json` at .*'anchor' is a required property"),
+        (lambda about: about.update(models=[]), r"at \['models'\]: \[\] is not of type 'object'"),
+        (lambda about: about.update(version=1), "of format 1, but this release reads 2"),
+        (lambda about: about["report"][0].update(layer="vision/q"), r"at \['report'\]\[0\]\['layer'\]"),
+        (lambda about: about["models"]["big"]["layers"][0].update(rank="2"), r"'2' is not of type 'integer'"),
         (lambda about: about.update(anchor="other"), "names the anchor `other`, but has bases of"),
         (lambda about: about["models"]["big"]["layers"][0].update(d_in=8), r"`big\|vision/1/q\|A` must be \[2, 8\]"),
         (lambda about: about["models"]["big"]["layers"][0].update(role="v"), "do not belong together"),
-        (lambda about: about["report"][0].pop("after"), "is not what Alignment.save writes"),
+        (lambda about: about["report"][0].pop("after"), "'after' is a required property"),
     ],
 )
 def test_a_description_that_does_not_fit_is_refused(folder, change, message):
@@ -73,11 +77,27 @@ def test_damaged_and_missing_files_are_refused(folder):
     with pytest.raises(ValueError, match="is damaged"):
         Alignment.load(folder)
     (folder / "alignment.json").write_text("{")
-    with pytest.raises(ValueError, match="JSONDecodeError"):
+    with pytest.raises(ValueError, match="An alignment must be JSON"):
         Alignment.load(folder)
     (folder / "alignment.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no alignment\.json"):
         Alignment.load(folder)
+
+
+def test_bases_of_another_dtype_are_refused(folder):
+    tensors = load_file(folder / "alignment.safetensors")
+    save_file({name: tensor.half() for name, tensor in tensors.items()}, folder / "alignment.safetensors")
+    with pytest.raises(ValueError, match=r"must be float32, but is torch\.float16"):
+        Alignment.load(folder)
+
+
+def test_what_is_missed_without_end_comes_back(tmp_path):
+    """JSON has no infinity, and other parsers than Python's refuse it."""
+    nothing = Errors(math.inf, math.inf, math.inf, 0.0)
+    fit = LayerFit("big", "main/0/o", 90, nothing, nothing)
+    Alignment("small", {"small": {}, "big": {}}, (fit,), {}).save(tmp_path)
+    assert "Infinity" not in (tmp_path / "alignment.json").read_text()
+    assert Alignment.load(tmp_path).report == (fit,)
 
 
 def test_another_rank_than_the_alignments_is_refused():

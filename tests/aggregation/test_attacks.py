@@ -1,24 +1,35 @@
-"""The quick version of `benchmarks/attacks.py`: with a fifth of the clients lying, the honest keep their scores."""
+"""The protocol of `benchmarks/attacks.py`: with a fifth of the clients lying, the honest keep their scores."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
 from benchmarks.attacks import ATTACKS, FOR_ALL, PERSONAL, Protocol, behave, run
 
-QUICK = Protocol(rounds=5, test=500)
-ONE_TASK = replace(QUICK, shared=0.9, private=0.3)
-SEEDS = (0, 1)
+FULL = Protocol()
+ONE_TASK = replace(FULL, shared=0.9, private=0.3)
+SEEDS = range(5)
 
 
-def cost(rules, rule, attack, protocol=QUICK):
+def test_the_protocol_is_the_one_that_is_promised():
+    assert FULL.test == 2000
+    assert FULL.num_attackers == 0.2 * FULL.num_clients
+    assert len(FULL.widths) == 2
+
+
+@cache
+def score(make, protocol, attack, wrong_labels, seed):
+    """Of the honest clients, in percent."""
+    return run(protocol, make(protocol.num_attackers), attack, wrong_labels=wrong_labels, seed=seed)
+
+
+def cost(rules, rule, attack, protocol=FULL):
     """Percentage points that the honest clients lose, paired over seeds."""
-    do, wrong_labels = ATTACKS[attack]
-    lost = []
-    for seed in SEEDS:
-        clean = run(protocol, rules[rule](protocol.num_attackers), behave, wrong_labels=False, seed=seed)
-        attacked = run(protocol, rules[rule](protocol.num_attackers), do, wrong_labels=wrong_labels, seed=seed)
-        lost.append(clean - attacked)
+    make, (do, wrong_labels) = rules[rule], ATTACKS[attack]
+    lost = [
+        score(make, protocol, behave, False, seed) - score(make, protocol, do, wrong_labels, seed) for seed in SEEDS
+    ]
     return sum(lost) / len(lost)
 
 

@@ -1,18 +1,24 @@
 """A program for tests: federated runs whose process dies at many instants, and that are resumed.
 
 ``python -m tests.federation.killed FOLDER INSTANT...`` forks a run per instant, lets it die there, resumes it in
-another process, and prints one line of JSON per instant. An instant is a number of file operations of the run (opening,
-syncing, renaming, removing), from 1; a negative one is a number of milliseconds; 0 does not die, and tells how many
-there are.
+another process at once, and prints one line of JSON per instant. An instant is a number of file operations of the run
+(opening, syncing, renaming, removing), from 1; a negative one is a number of milliseconds; 0 does not die, and tells how
+many there are; at ``turn`` a client is in the middle of its turn in the second round. With ``--places cluster`` clients
+run in one actor of a Ray cluster that lives on and has room for no other, with ``--places ray`` in the Ray that each run
+starts for itself, and the line says whose processes have outlived their driver.
 """
 
+import argparse
 import hashlib
 import json
 import os
 import signal
 import stat
 import sys
+import time
 import traceback
+import uuid
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning as L
@@ -20,11 +26,35 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_pfl.callbacks.colora import CoLoRA
-from lightning_pfl.federation import Client, ClientStore, FederatedStrategy, LocalPool
+from lightning_pfl.federation import Client, ClientStore, FederatedStrategy, LocalPool, RayPool
 from tests.federation.tiny import Blocks, ClientsOwnData
 
 ROUNDS = 3
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir")
+MARK = "FEDERATED_TEST"  # in the environment of all processes of a Ray that a driver started
+PATIENCE = 30.0  # seconds for the processes of a dead driver to end
+
+
+class Deadly(Blocks):
+    """Whose client `b` kills the driver in its second turn if a note says so, and then hangs."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+        self.driver = os.getpid()
+
+    def on_train_start(self):
+        if os.getpid() != self.driver:
+            with open(self.folder / "actors", "a") as file:
+                file.write(f"{os.getpid()}\n")
+
+    def training_step(self, batch, batch_idx):
+        strategy, note = self.trainer.strategy, self.folder / "victim"
+        if strategy.client_id == "b" and strategy.round == 1 and batch_idx == 1 and note.exists():
+            note.unlink()
+            os.kill(self.driver, signal.SIGKILL)
+            time.sleep(600)
+        return super().training_step(batch, batch_idx)
 
 
 class Notes(L.Callback):
@@ -51,9 +81,9 @@ class SavedIsNoted(ModelCheckpoint):
             file.write(f"{trainer.current_epoch}\n")
 
 
-def run(folder, **arguments):
+def run(folder, pool):
     """Train to the end from the last checkpoint, if there is one; write what came of it."""
-    strategy = FederatedStrategy([Client("a"), Client("b")], pool=LocalPool(), store=ClientStore(folder / "states"))
+    strategy = FederatedStrategy([Client("a"), Client("b")], pool=pool, store=ClientStore(folder / "states"))
     checkpoints = folder / "checkpoints"
     callbacks = [
         CoLoRA(rank=2, alpha=4, num_blocks=1, target_modules=["fc"], train_also=["head"], dropout=0.2),
@@ -69,9 +99,8 @@ def run(folder, **arguments):
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
-        **arguments,
     )
-    module, last = Blocks(), checkpoints / "last.ckpt"
+    module, last = Deadly(folder), checkpoints / "last.ckpt"
     trainer.fit(module, datamodule=ClientsOwnData(), ckpt_path="last" if last.exists() else None)
     states = [strategy.store.get(client_id) for client_id in "ab"]
     adapters = [tensor.numpy().tobytes() for tensor in module.state_dict().values()]
@@ -122,22 +151,26 @@ def in_child(function):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def killed_and_resumed(folder, instant):
-    """One run."""
+def killed_and_resumed(folder, instant, pool):
+    """One run; `pool` makes one."""
     folder.mkdir(parents=True)
+    mark = uuid.uuid4().hex
 
     def first():
-        if instant < 0:
+        os.environ[MARK] = mark
+        if instant == "turn":
+            (folder / "victim").touch()
+        elif instant < 0:
             signal.setitimer(signal.ITIMER_REAL, -instant / 1000)  # whose signal ends the process at once
         else:
             count = dies_at(instant, folder)
-        run(folder)
+        run(folder, pool())
         if instant == 0:
             (folder / "count").write_text(str(count()))
 
     status = in_child(first)
-    saved = _lines(folder / "saved")
-    resumed = 0 if status == 0 else in_child(lambda: run(folder))
+    saved, actors = _lines(folder / "saved"), set(_lines(folder / "actors"))
+    resumed = 0 if status == 0 else in_child(lambda: run(folder, pool()))
     outcome = folder / "outcome"
     return {
         "instant": instant,
@@ -148,14 +181,95 @@ def killed_and_resumed(folder, instant):
         "outcome": outcome.read_text() if outcome.exists() else None,
         "count": int((folder / "count").read_text()) if instant == 0 else None,
         "left": sorted(path.name for path in folder.rglob("*.ckpt")),
+        "actors": len(actors),
+        "orphans": orphans(actors, mark),
     }
+
+
+def orphans(actors, mark):
+    """Processes of a dead driver that do not end by themselves."""
+    deadline = time.monotonic() + PATIENCE
+    while (found := sorted({pid for pid in actors if alive(pid)} | marked(mark))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
+def alive(pid):
+    """Whether a process runs."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def marked(mark):
+    """Processes that were started with a mark in their environment."""
+    found = set()
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mark.encode() in environ.read_bytes() and alive(int(environ.parent.name)):
+                found.add(int(environ.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@contextmanager
+def cluster():
+    """The address of a Ray cluster with one CPU, which lives in a child, as who forks must not be part of one."""
+    address, tell = os.pipe()
+    stay, leave = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(leave)
+        status = 1
+        try:
+            from ray.cluster_utils import Cluster
+
+            started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+            os.write(tell, started.address.encode())
+            os.close(tell)
+            os.read(stay, 1)  # until the other end is closed
+            started.shutdown()
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(tell)
+    os.close(stay)
+    try:
+        yield os.read(address, 1000).decode()
+    finally:
+        os.close(leave)
+        os.waitpid(child, 0)
 
 
 def _lines(path):
     return [int(line) for line in path.read_text().split()] if path.exists() else []
 
 
-if __name__ == "__main__":
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("instants", nargs="+", help="a number, or 'turn'")
+    parser.add_argument("--places", choices=["local", "cluster", "ray"], default="local")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for number in sys.argv[2:]:
-        print(json.dumps(killed_and_resumed(Path(sys.argv[1]) / number, int(number))), flush=True)
+
+    def runs(pool):
+        for name in arguments.instants:
+            instant = name if name == "turn" else int(name)
+            print(json.dumps(killed_and_resumed(arguments.folder / name, instant, pool)), flush=True)
+
+    if arguments.places == "local":
+        runs(LocalPool)
+    elif arguments.places == "ray":
+        runs(lambda: RayPool(address="local", num_actors=1, init={"num_cpus": 1}))
+    else:
+        with cluster() as address:
+            runs(lambda: RayPool(address=address, num_actors=1))
+
+
+if __name__ == "__main__":
+    from tests.federation import killed as importable  # so that actors find its classes
+
+    importable.main()

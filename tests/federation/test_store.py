@@ -123,8 +123,8 @@ def test_a_store_that_lacks_what_a_checkpoint_refers_to_says_whose(tmp_path):
 def test_a_damaged_state_is_refused(url, damage):
     store = ClientStore(url, max_memory=0)
     store.put("ward-3", b"cut off in the middle")
-    files, root = store._filesystem()
-    (path,) = files.find(root + "/ward-3")
+    files, root = store.blobs._place("ward-3")
+    (path,) = files.find(root)
     files.pipe_file(path, damage)
 
     with pytest.raises(CheckpointMismatchError, match=r"client `ward-3` is damaged: .*\.state must have the sha256"):
@@ -154,7 +154,7 @@ def test_a_write_that_fails_leaves_the_former_state(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match=r"cannot store 3 bytes of client `ward-3`: No space left"):
+    with pytest.raises(OSError, match=r"cannot store the state of client `ward-3` \(3 bytes\): No space left"):
         store.put("ward-3", b"new")
 
     assert store.get("ward-3") == b"former"

@@ -8,6 +8,7 @@ import os
 import resource
 import traceback
 from argparse import ArgumentError
+from collections import Counter, defaultdict
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from lightning_pfl import FederationError
 
 CASES = int(os.environ.get("LIGHTNING_PFL_FUZZ", "500"))
 """How many cases each kind of input gets, all its targets together; `make fuzz` asks for more."""
+
+SEEN: dict[str, Counter[str]] = defaultdict(Counter)
+"""By test, how many cases were accepted and how many refused so far."""
 
 _OURS = str(Path(lightning_pfl.__file__).parent)
 
@@ -122,16 +126,21 @@ def judged(act, *, libraries=()):
         act: the case.
         libraries: parts of file names whose errors are answers too: of a parser that a user talks to directly.
     """
+    seen = SEEN[os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].split(" ")[0].split("[")[0]]
     try:
-        return act()
+        value = act()
     except (ValueError, TypeError, FederationError, OSError, ArgumentError) as error:
         refusal = error
+    else:
+        seen["accepted"] += 1
+        return value
     frames = traceback.extract_tb(refusal.__traceback__)
     trace = "".join(frames.format())
     if not any(name in frames[-1].filename for name in libraries):
         assert frames[-1].filename.startswith(_OURS), f"from inside a library: {refusal!r}\n{trace}"
         assert _raises(frames[-1]), f"an error that nobody meant: {refusal!r}\n{trace}"
     assert len(str(refusal)) > 20, f"an error that says nothing: {refusal!r}"
+    seen["refused"] += 1
     return None
 
 

@@ -5,6 +5,7 @@
 
 import io
 import json
+import math
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,10 +18,14 @@ from safetensors.torch import save
 
 from lightning_pfl import CoLoRA, FederatedStrategy, load_from_checkpoint
 from lightning_pfl.adapters import CoLoraConfig, export_adapter, inject, load_adapter
+from lightning_pfl.adapters.aligned import Alignment, LayerFit
+from lightning_pfl.adapters.fidelity import Errors
 from lightning_pfl.adapters.saved_config import config_from
+from lightning_pfl.adapters.tensors import bases_of
 from lightning_pfl.benchmark.archives import unpack as unpack_archive
 from lightning_pfl.benchmark.rcc import read_rcc
 from lightning_pfl.benchmark.records import read_records
+from lightning_pfl.benchmark.scenarios import read_scenario, write_scenario
 from lightning_pfl.federation.state_bytes import pack, unpack
 from lightning_pfl.parties import Mailbox, PartyCheckpoint, Roster, Signer, Update, make_key
 from lightning_pfl.parties.mailbox import Sealed
@@ -148,6 +153,55 @@ def test_adapter_tensors(content):
     judged(lambda: load_folder({"adapter_model.safetensors": content}))
 
 
+# -- alignment folders -----------------------------------------------------------------------------------------------
+
+
+def _adapted():
+    module = mlp()
+    inject(module, CoLoraConfig(r=2, num_blocks=1, base_identity="small"))
+    return module
+
+
+ALIGNED = _adapted()
+
+
+def _alignment():
+    bases = {"small": bases_of(ALIGNED), "big": {"vision/1/q": (torch.ones(2, 7), torch.ones(5, 2))}}
+    fit = LayerFit("big", "vision/1/q", 90, Errors(2.0, 1.0, 1.5, 0.0), Errors(0.25, 0.5, math.inf, 0.875))
+    Alignment("small", bases, (fit,), {"big": ["main/0/k"]}).save(HERE / "alignment")
+    return {path.name: path.read_bytes() for path in (HERE / "alignment").glob("alignment.*")}
+
+
+ALIGNMENT = _alignment()
+
+
+def load_alignment(changed):
+    for name, content in {**ALIGNMENT, **changed}.items():
+        (HERE / "alignment" / name).write_bytes(content)
+    loaded = Alignment.load(HERE / "alignment")
+    loaded.table()
+    loaded.apply(ALIGNED)
+    return loaded
+
+
+@fuzz(0.6)
+@given(document=documents([json.loads(ALIGNMENT["alignment.json"])]))
+def test_alignments(document):
+    judged(lambda: load_alignment({"alignment.json": as_json(document)}))
+
+
+@fuzz(0.1)
+@given(content=blobs([ALIGNMENT["alignment.json"]]))
+def test_alignments_as_bytes(content):
+    judged(lambda: load_alignment({"alignment.json": content}))
+
+
+@fuzz(0.3)
+@given(content=blobs([ALIGNMENT["alignment.safetensors"]]))
+def test_aligned_bases(content):
+    judged(lambda: load_alignment({"alignment.safetensors": content}))
+
+
 # -- checkpoints and wire messages -----------------------------------------------------------------------------------
 
 CHECKPOINT = checkpoint_of(Blocks, sketch=torch.ones(3))
@@ -251,6 +305,39 @@ def test_config_files(document):
     judged(act, libraries=("jsonargparse", "argparse.py"))
 
 
+SCENARIO = [
+    {
+        "client_id": 0,
+        "model_id": "org/small",
+        "datasets": [
+            {"dataset": "iconqa", "subset_id": 2, "type": "open-ended", "metric": "F1"},
+            {"dataset": "dummy", "subset_id": 0, "type": ""},
+        ],
+    },
+    {"client_id": 3, "model_id": "/models/big", "datasets": [{"dataset": "pvqa", "subset_id": 0}]},
+]
+
+
+def read_and_use_scenario(text):
+    (HERE / "scenario.json").write_bytes(text)
+    scenario = read_scenario(HERE / "scenario.json")
+    assert scenario.models.keys() == scenario.tasks.keys()
+    write_scenario(scenario, HERE / "again.json")
+    assert read_scenario(HERE / "again.json") == scenario
+
+
+@fuzz(0.8)
+@given(document=documents([SCENARIO]))
+def test_scenarios(document):
+    judged(lambda: read_and_use_scenario(as_json(document)))
+
+
+@fuzz(0.2)
+@given(content=blobs([as_json(SCENARIO), b"[" * 100_000, b"[" + b"9" * 5000 + b"]"]))
+def test_scenarios_as_bytes(content):
+    judged(lambda: read_and_use_scenario(content))
+
+
 RECORD = {
     "id": "x",
     "image": [],
@@ -261,13 +348,23 @@ RECORD = {
 }
 
 
-@fuzz()
-@given(document=documents([[RECORD, RECORD]]))
-def test_records(document):
+def read_and_count(text):
     path = HERE / "data" / "set" / "train" / "dataset-0.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(as_json(document))
-    judged(lambda: read_records(path))
+    path.write_bytes(text)
+    return len(read_records(path))
+
+
+@fuzz(0.8)
+@given(document=documents([[RECORD, RECORD]]))
+def test_records(document):
+    judged(lambda: read_and_count(as_json(document)))
+
+
+@fuzz(0.2)
+@given(content=blobs([as_json([RECORD]), b"[" * 100_000, b"[" + b"9" * 5000 + b"]"]))
+def test_records_as_bytes(content):
+    judged(lambda: read_and_count(content))
 
 
 # -- archives --------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from lightning_pfl.federation.client import Client
 from lightning_pfl.federation.pools import LocalPool, Pace, RayPool, SimulatedPool
 from lightning_pfl.federation.rules import RoundRules, UseLate
 from lightning_pfl.federation.tensor_file import TensorFile
+from tests.federation.killed import alive, marked
 from tests.federation.places import Eventful, bytes_of, job, snapshot_of, two_rounds
 from tests.federation.runs import strategy_of, trainer_of
 from tests.federation.test_rounds import Watch, states
@@ -134,8 +135,8 @@ def test_what_the_object_store_has_lost_is_sent_again(pools, snapshots, caplog):
     pool.start([Client(client_id) for client_id in ["dies-once", *WARDS]], snapshots)
     pool.wait_until_ready()
     mortal = Mortal.remote()
-    for key, reference in pool._snapshots.items():
-        (pool._snapshots[key],) = ray.get(mortal.put.remote(reference))
+    for key, reference in pool._parcels.snapshots.items():
+        (pool._parcels.snapshots[key],) = ray.get(mortal.put.remote(reference))
     ray.kill(mortal)
 
     # the first actor has its snapshot already; the one that takes its place does not find it
@@ -168,7 +169,7 @@ def test_a_client_that_hangs_is_cancelled_with_its_actor(pools, snapshots, tmp_p
     pool.cancel(["dawdles"])
 
     assert two_rounds(pool, WARDS) == alone(snapshots, WARDS)
-    assert not _alive(pid)
+    assert not alive(pid)
 
 
 def test_rounds_go_on_without_a_client_that_hangs_and_give_what_simulated_ones_do(tmp_path, ray_session):
@@ -181,7 +182,7 @@ def test_rounds_go_on_without_a_client_that_hangs_and_give_what_simulated_ones_d
 
     assert outcomes[0] == outcomes[1]
     assert outcomes[0][1] == [(0, "dawdles"), (1, "dawdles")]
-    assert not [path for path in tmp_path.glob("*.pid") if _alive(path.stem)]
+    assert not [path for path in tmp_path.glob("*.pid") if alive(path.stem)]
 
 
 class InTurn(Tiny):
@@ -237,7 +238,7 @@ def test_actors_on_another_machine_are_sent_the_tensor_file_and_leave_no_copy(po
 
     assert two_rounds(pool, WARDS) == alone(snapshots, WARDS)
     assert caplog.text.count("sending 0 MiB of tensors") == 1
-    run = pool._setup["run"]
+    run = pool._actors._setup["run"]
     temporary = Path(os.environ.get("TMPDIR", "/tmp"))
     assert len(list(temporary.glob(f"lightning-pfl-{run}-*/tensors"))) == 1
     pool.close()
@@ -253,14 +254,14 @@ def test_a_ray_that_the_user_started_is_left_running_without_our_actors(pools, s
     with pytest.raises(TimeoutError), _interrupted_when(lambda: list(tmp_path.glob("*.pid"))):
         pool.next()
     (pid,) = (path.stem for path in tmp_path.glob("*.pid"))
-    assert _alive(pid)
+    assert alive(pid)
 
     pool.close()  # in the middle of a job
 
     deadline = time.monotonic() + 20
-    while _alive(pid) and time.monotonic() < deadline:
+    while alive(pid) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not _alive(pid)
+    assert not alive(pid)
     assert ray.is_initialized()
     assert ray.get(ray.remote(lambda: 1).remote()) == 1
 
@@ -273,7 +274,8 @@ def test_ctrl_c_leaves_no_process_and_no_file_of_a_pool_that_started_ray(tmp_pat
         "from lightning_pfl.federation.client import Client\n"
         "from lightning_pfl.federation.pools import RayPool\n"
         "from lightning_pfl.federation.tensor_file import TensorFile\n"
-        "from tests.federation.places import Eventful, job, snapshot_of\n"
+        "from tests.federation.killed import alive, marked
+from tests.federation.places import Eventful, job, snapshot_of\n"
         f"with TensorFile({str(tmp_path / 'tensors')!r}) as file:\n"
         f"    snapshots = {{'model': snapshot_of(Eventful({str(tmp_path)!r}), file)}}\n"
         "    pool = RayPool(address='local', init={'num_cpus': 1})\n"
@@ -297,7 +299,7 @@ def test_ctrl_c_leaves_no_process_and_no_file_of_a_pool_that_started_ray(tmp_pat
     if not list(tmp_path.glob("*.pid")):
         process.kill()
         raise AssertionError(process.communicate()[1])
-    assert len(_marked(mark)) > 3
+    assert len(marked(mark)) > 3
 
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -305,9 +307,9 @@ def test_ctrl_c_leaves_no_process_and_no_file_of_a_pool_that_started_ray(tmp_pat
     assert "KeyboardInterrupt" in errors
     assert not list((tmp_path / "tensors").iterdir())
     deadline = time.monotonic() + 30
-    while _marked(mark) and time.monotonic() < deadline:
+    while marked(mark) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not _marked(mark)
+    assert not marked(mark)
 
 
 TERMINATED = """
@@ -315,7 +317,8 @@ TERMINATED = """
     from lightning.pytorch.callbacks import OnExceptionCheckpoint
     from lightning.pytorch.utilities.exceptions import SIGTERMException
     from lightning_pfl.federation.pools import RayPool
-    from tests.federation.places import Eventful
+    from tests.federation.killed import alive, marked
+from tests.federation.places import Eventful
     from tests.federation.runs import strategy_of, trainer_of
     from tests.federation.tiny import ClientsOwnData
 
@@ -355,9 +358,9 @@ def test_sigterm_in_a_round_is_lightnings_own_exception_and_leaves_no_process(tm
     assert code == 0
     assert (tmp_path / "stopped.ckpt").exists()
     deadline = time.monotonic() + 30
-    while _marked(mark) and time.monotonic() < deadline:
+    while marked(mark) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not _marked(mark)
+    assert not marked(mark)
 
 
 def test_counts_out_of_range_are_refused():
@@ -382,22 +385,3 @@ def _interrupted_when(condition):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
-
-
-def _alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def _marked(mark):
-    """Processes that have a mark in their environment."""
-    found = []
-    for environ in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if mark.encode() in environ.read_bytes() and _alive(environ.parent.name):
-                found.append(environ.parent.name)
-        except OSError:
-            continue
-    return found

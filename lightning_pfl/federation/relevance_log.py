@@ -1,0 +1,170 @@
+"""`RelevanceLog`: every round's matrices of a run, of which only the newest are in memory.
+
+Start at `RelevanceLog`. Rounds are packed into blocks of about a mebibyte, and full ones go where the clients' states go:
+to the run's temporary folder, or under the URL of its `ClientStore`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final, overload
+
+import torch
+from torch import Tensor
+
+from lightning_pfl.errors import CheckpointMismatchError
+from lightning_pfl.federation.blobs import Blobs
+from lightning_pfl.federation.history import RelevanceRecord
+from lightning_pfl.federation.state_bytes import pack, unpack
+
+__all__ = ["RelevanceLog"]
+
+_FULL = 2**20  # bytes of a block
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some rounds in a row, out of memory.
+
+    Attributes:
+        sha256: of its bytes, which names it.
+        first: index of the first record.
+        count: how many records.
+    """
+
+    sha256: str
+    first: int
+    count: int
+
+    @property
+    def key(self) -> str:
+        return f"_relevance/{self.sha256}.rounds"  # no client's folder begins with an underscore
+
+    @property
+    def what(self) -> str:
+        return f"the relevance of rounds {self.first} to {self.first + self.count - 1}"
+
+
+@final
+class RelevanceLog(Sequence[RelevanceRecord]):
+    """One record per round, in order; it grows with the run it belongs to, memory does not.
+
+    Args:
+        blobs: where blocks go.
+
+    Example:
+        >>> log = RelevanceLog(Blobs())
+        >>> log.append(RelevanceRecord(0, ("a", "b"), torch.eye(2), None))
+        >>> len(log), log[-1].weights
+        (1, tensor([[1., 0.],
+                [0., 1.]]))
+    """
+
+    def __init__(self, blobs: Blobs) -> None:
+        self._blobs = blobs
+        self._blocks: list[_Block] = []
+        self._newest: list[RelevanceRecord] = []
+
+    def __len__(self) -> int:
+        """How many rounds."""
+        return self._stored + len(self._newest)
+
+    @overload
+    def __getitem__(self, index: int) -> RelevanceRecord: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[RelevanceRecord]: ...
+
+    def __getitem__(self, index: int | slice) -> RelevanceRecord | list[RelevanceRecord]:
+        """A round, or several as a list.
+
+        Raises:
+            IndexError: no such round.
+            CheckpointMismatchError: what was stored of it is damaged or gone, as by a later run without a URL.
+        """
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        at = index + len(self) if index < 0 else index
+        if not 0 <= at < len(self):
+            raise IndexError(f"There are {len(self)} rounds, but number {index} was asked for.")
+        if at >= self._stored:
+            return self._newest[at - self._stored]
+        block = next(block for block in self._blocks if at < block.first + block.count)
+        return self._read(block)[at - block.first]
+
+    def __iter__(self) -> Iterator[RelevanceRecord]:
+        """All rounds, with one block of them in memory at a time."""
+        for block in tuple(self._blocks):
+            yield from self._read(block)
+        yield from tuple(self._newest)
+
+    def append(self, record: RelevanceRecord) -> None:
+        """Add a round. Nothing is written, so nothing can fail: see `settle`."""
+        self._newest.append(record)
+
+    def settle(self) -> None:
+        """Move the newest rounds out of memory, if there are enough of them for a block.
+
+        Raises:
+            OSError: it cannot be written. They are still in memory then.
+        """
+        if sum(map(_nbytes, self._newest)) < _FULL:
+            return
+        data = pack([record.dump() for record in self._newest])
+        block = _Block(hashlib.sha256(data).hexdigest(), self._stored, len(self._newest))
+        self._blobs.write(block.key, data, block.what)
+        self._blocks.append(block)
+        self._newest = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds: blocks by name if they lie under a URL, else all of it. Loads with
+        ``weights_only=True``.
+        """
+        held = {} if self._blobs.url is not None else {block.sha256: _as_tensor(self._bytes(block)) for block in self._blocks}
+        return {
+            "blocks": [[block.sha256, block.count] for block in self._blocks],
+            "held": held,
+            "newest": [record.dump() for record in self._newest],
+        }
+
+    @staticmethod
+    def load(saved: Mapping[str, Any], blobs: Blobs) -> RelevanceLog:
+        """Undo `state_dict`.
+
+        Raises:
+            CheckpointMismatchError: blocks that the checkpoint names are not under this URL.
+        """
+        log = RelevanceLog(blobs)
+        for sha256, count in saved["blocks"]:
+            block = _Block(sha256, log._stored, count)
+            if sha256 in saved["held"]:
+                blobs.write(block.key, saved["held"][sha256].numpy().tobytes(), block.what)
+            elif not blobs.exists(block.key):
+                raise CheckpointMismatchError(
+                    f"The checkpoint refers to {block.what}, but the store {blobs.url} lacks it ({block.key}). Was it "
+                    "moved or cleaned? Give the store the URL where it lies."
+                )
+            log._blocks.append(block)
+        log._newest = [RelevanceRecord.load(entry) for entry in saved["newest"]]
+        return log
+
+    @property
+    def _stored(self) -> int:
+        return self._blocks[-1].first + self._blocks[-1].count if self._blocks else 0
+
+    def _bytes(self, block: _Block) -> bytes:
+        return self._blobs.read(block.key, block.sha256, block.what)
+
+    def _read(self, block: _Block) -> list[RelevanceRecord]:
+        return [RelevanceRecord.load(entry) for entry in unpack(self._bytes(block))]
+
+
+def _nbytes(record: RelevanceRecord) -> int:
+    matrices = (record.weights, record.similarity)
+    return 100 + 10 * len(record.client_ids) + sum(matrix.nbytes for matrix in matrices if matrix is not None)
+
+
+def _as_tensor(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
