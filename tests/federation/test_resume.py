@@ -9,6 +9,7 @@ from lightning_pfl.aggregation import LocalOnly
 from lightning_pfl.callbacks.colora import CoLoRA
 from lightning_pfl.errors import CheckpointMismatchError, ClientFailedError
 from lightning_pfl.federation import Client, ClientStore
+from lightning_pfl.federation.checkpoint_files import CheckpointFiles
 from tests.federation.runs import assert_equal_states, strategy_of, trainer_of
 from tests.federation.test_strategy import FixedSketch, colora
 from tests.federation.tiny import Blocks, ClientsOwnData, Tiny, WideBlocks
@@ -145,6 +146,16 @@ def test_a_checkpoint_of_a_plain_run_is_refused(tmp_path):
 
     with pytest.raises(CheckpointMismatchError, match="not written by a federated run"):
         fit(tmp_path, strategy_of(), 1, module=Tiny(), ckpt_path=path)
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path):
+    fit(tmp_path, strategy_of(), 1, module=Tiny())
+    saved = torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)
+    saved["federated"]["version"] = 2
+    CheckpointFiles().save_checkpoint(saved, tmp_path / "older.ckpt")
+
+    with pytest.raises(CheckpointMismatchError, match="has version 2, but this release reads 3. Resume with the release"):
+        fit(tmp_path, strategy_of(), 4, module=Tiny(), ckpt_path=tmp_path / "older.ckpt")
 
 
 def test_states_in_a_store_with_a_url_are_found_again(tmp_path):

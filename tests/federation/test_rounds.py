@@ -1,6 +1,7 @@
 """Slow, hung, absent and failing clients: what a round does about them, on a clock that nobody waits for."""
 
 import math
+import multiprocessing
 
 import pytest
 import torch
@@ -328,6 +329,18 @@ def test_whom_the_guard_leaves_out_does_not_count_towards_a_quorum(tmp_path, cap
 def test_a_strict_guard_ends_the_run(tmp_path):
     with pytest.raises(RejectedUpdateError, match="client `c` in round 0"):
         run(tmp_path, {}, module=Poisoned(), rule=FedAvg(guard=UpdateGuard(strict=True)))
+
+
+def test_a_rejected_update_is_in_the_exit_code_if_the_guard_is_strict(tmp_path):
+    """As any error that nobody catches; else it is in the log."""
+    codes = []
+    for strict in (False, True):
+        arguments = {"module": Poisoned(), "rule": FedAvg(guard=UpdateGuard(strict=strict))}
+        program = multiprocessing.get_context("fork").Process(target=run, args=(tmp_path, {}), kwargs=arguments)
+        program.start()
+        program.join()
+        codes.append(program.exitcode)
+    assert codes == [0, 1]
 
 
 def test_how_many_counted_and_who_did_not_is_logged_every_round(tmp_path):

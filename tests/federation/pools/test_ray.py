@@ -292,6 +292,7 @@ from tests.federation.places import Eventful, job, snapshot_of\n"
         "RAY_AUTH_MODE": "disabled",
         "FEDERATED_TEST": mark,  # every process that comes of this one has it
     }
+    environment.pop("RAY_USAGE_STATS_ENABLED", None)
     process = subprocess.Popen([sys.executable, program], env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 180
     while not list(tmp_path.glob("*.pid")) and process.poll() is None and time.monotonic() < deadline:
@@ -300,6 +301,7 @@ from tests.federation.places import Eventful, job, snapshot_of\n"
         process.kill()
         raise AssertionError(process.communicate()[1])
     assert len(marked(mark)) > 3
+    assert_private(marked(mark) - {process.pid})
 
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -310,6 +312,16 @@ from tests.federation.places import Eventful, job, snapshot_of\n"
     while marked(mark) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not marked(mark)
+
+
+def assert_private(pids):
+    """What Ray starts shows no dashboard and reports to nobody."""
+    processes = [Path("/proc", str(pid)) for pid in pids]
+    lines = [path.joinpath("cmdline").read_text().split("\0") for path in processes]
+    (dashboard,) = [line for line in lines if any(word.endswith("dashboard.py") for word in line)]
+    assert "--disable-frontend" in dashboard
+    for path in processes:
+        assert b"RAY_USAGE_STATS_ENABLED=0" in path.joinpath("environ").read_bytes()
 
 
 TERMINATED = """
