@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from .engine import run
+from .engine import OTHERS, run
 from .materials import RULES, UNALIGNED, load, prepare
 from .methods import SHORT, Method, variants
 from .report import table
@@ -28,9 +28,9 @@ from .scenarios import dynamic, static
 from .tuned import RATES
 
 SCENARIOS = {"static": static, "dynamic": dynamic}
-GRID = (5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
+GRID = (5e-3, 1e-2, 2e-2, 4e-2, 8e-2, 0.16, 0.32)
 TUNED_ON = ("local", "no exchange", "no exchange, L + beta G", "restart from uniform (FedAvg)", "pull 0.3 to relatives")
-TUNING_SEEDS = (100, 101)
+TUNING_SEEDS = (100,)
 
 
 def _done(out: Path) -> set[tuple[object, ...]]:
@@ -79,7 +79,9 @@ def main() -> None:
                 kept = [method for method in every if not options.short or method.name in SHORT]
                 return [replace(method, lr=RATES[n][method.structure]) for method in kept]
 
-            rows = run(materials, clients, methods, num_train=n, seed=seed, side=key[2])
+            rows = run(
+                materials, clients, methods, num_train=n, seed=seed, side=key[2], num_others=0 if tune else OTHERS
+            )
             label = {"scenario": options.scenario, "alignment": options.alignment, "set": name}
             with out.open("a") as file:
                 file.write("".join(json.dumps(label | row) + "\n" for row in rows))

@@ -19,7 +19,7 @@ from .methods import Method
 from .scenarios import ClientTasks, families_by, family_of
 
 ROUNDS, STEPS, BATCH = 8, 8, 8
-OTHERS = 20
+OTHERS = 12
 """Examples of each task that is somebody else's."""
 
 
@@ -88,6 +88,7 @@ def run(
     seed: int,
     side: str,
     rounds: int = ROUNDS,
+    num_others: int = OTHERS,
 ) -> list[dict[str, Any]]:
     """One row per method.
 
@@ -99,6 +100,7 @@ def run(
         seed: which examples, and their order; it is the same for all methods.
         side: of the split that is scored.
         rounds: of `STEPS` steps each.
+        num_others: examples of each task that is somebody else's; 0: own tasks only.
     """
     rank = next(iter(materials.blocks.values())).rank
     states = {client.id: State.fresh(methods_of(families_by(clients, 0, rounds)), rank) for client in clients}
@@ -114,15 +116,15 @@ def run(
             sketch = materials.sketches[task][chosen].mean(0)
             memory[client.id] = 0.5 * memory[client.id] + 0.5 * sketch if client.id in memory else sketch
         if round_ == rounds - 1:
-            before = _scores(materials, clients, states, methods, side)
+            before = _scores(materials, clients, states, methods, side, num_others=0)
         _exchange(clients, states, methods, memory)
-    after = _scores(materials, clients, states, methods, side)
+    after = _scores(materials, clients, states, methods, side, num_others=num_others)
     return [
         {
             "method": method.name, "n": num_train, "seed": seed, "side": side, "lr": method.lr,
             **{f"{name}": round(float(value), 4) for name, value in after[index].items()},
             **{f"{name}_before": round(float(value), 4) for name, value in before[index].items()},
-            "gate": round(float(torch.stack([torch.sigmoid(s.gate[index]).mean() for s in states.values()]).mean()), 3),
+            "gate": round(float(torch.stack([torch.sigmoid(s.gate.detach()[index]).mean() for s in states.values()]).mean()), 3),
         }
         for index, method in enumerate(methods)
     ]  # fmt: skip
@@ -177,6 +179,8 @@ def _scores(
     states: dict[str, State],
     methods: Sequence[Method],
     side: str,
+    *,
+    num_others: int,
 ) -> list[dict[str, Tensor]]:
     """Per method: accuracy in percent and likelihood in nats, on own tasks (Self) and on others', relatives apart."""
     found: dict[str, list[Tensor]] = {"self": [], "related": [], "unrelated": []}
@@ -185,15 +189,19 @@ def _scores(
         block, used = materials.blocks[client.model], states[client.id].used(methods)
         own = {family_of(task) for task in client.tasks}
         for task in everything:
+            if not num_others and task not in client.tasks:
+                continue
             kind = "self" if task in client.tasks else "related" if family_of(task) in own else "unrelated"
             examples = materials.tasks[client.model][task][side]
             if kind != "self":
-                examples = examples.take(slice(0, OTHERS))
+                examples = examples.take(slice(0, num_others))
             found[kind].append(_measured(block, examples, used))
     out = []
     for index in range(len(methods)):
         row = {}
         for kind, pairs in (*found.items(), ("others", found["related"] + found["unrelated"])):
+            if not pairs:
+                continue
             mean = torch.stack([pair[index] for pair in pairs]).mean(0)
             row[kind], row[f"{kind}_lik"] = 100 * mean[0], mean[1]
         out.append(row)

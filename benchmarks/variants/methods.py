@@ -132,6 +132,7 @@ def variants(clients: Sequence[ClientTasks], seed: int, families: Mapping[str, l
     relatives = Softmax(0.25, include_self=False)
     return [
         Method("local"),
+        Method("local, rate by accuracy alone", structure="accuracy"),
         mix("no exchange", nobody),
         mix("G = 0", None),
         add("no exchange, L + beta G", nobody),
