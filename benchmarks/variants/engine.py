@@ -124,7 +124,7 @@ def run(
             "method": method.name, "n": num_train, "seed": seed, "side": side, "lr": method.lr,
             **{f"{name}": round(float(value), 4) for name, value in after[index].items()},
             **{f"{name}_before": round(float(value), 4) for name, value in before[index].items()},
-            "gate": round(float(torch.stack([torch.sigmoid(s.gate.detach()[index]).mean() for s in states.values()]).mean()), 3),
+            "gate": _opening([state.gate[index] for state in states.values()]),
         }
         for index, method in enumerate(methods)
     ]  # fmt: skip
@@ -143,7 +143,7 @@ def _train(block: Block, train: Prefix, order: Tensor, state: State, methods: Se
         if bool(pull.any()):
             away = (state.P - state.G_P).square().sum((1, 2, 3)) + (state.Q - state.G_Q).square().sum((1, 2))
             loss = loss + (pull * away).sum()
-        gradients = torch.autograd.grad(loss, [state.P, state.Q, state.gate])
+        gradients = torch.autograd.grad(loss, [state.P, state.Q, state.gate], materialize_grads=True)
         state.optimizers[0].step(gradients[:2])
         state.optimizers[1].step(gradients[2:])
 
@@ -217,6 +217,10 @@ def _measured(block: Block, examples: Prefix, used: tuple[Tensor, Tensor]) -> Te
         right = said.gather(-1, batch.answer.expand(len(said), -1)[..., None])[..., 0]
         parts.append(torch.stack([(said.argmax(-1) == batch.answer).float(), right]))
     return torch.cat(parts, dim=2).mean(2).T
+
+
+def _opening(gates: Sequence[Tensor]) -> float:
+    return round(float(torch.sigmoid(torch.stack([gate.detach() for gate in gates])).mean()), 3)
 
 
 def _chosen(available: int, num: int, seed: int) -> Tensor:
