@@ -20,7 +20,7 @@ from statistics import mean, stdev
 
 from rich.console import Console
 
-from lightning_pfl import FedAvg, LocalOnly, RelevanceAggregator, Softmax, Towards, Uniform, UniformAggregator
+from lightning_pfl import FedAvg, LocalOnly, RelevanceAggregator, Towards, Uniform, UniformAggregator
 from lightning_pfl.aggregation import Aggregator
 from lightning_pfl.benchmark.tasks import Task
 from lightning_pfl.demo.materials import PackagedMaterials
@@ -31,16 +31,16 @@ from lightning_pfl.demo.run import Method, quiet, train
 from lightning_pfl.demo.scores import Scores
 from lightning_pfl.federation import LocalPool
 
-RELATED, ALL = Softmax(0.25), Uniform(include_self=True)
+ALL = Uniform(include_self=True)
 METHODS: Mapping[str, Callable[[], Aggregator]] = {
     "local": LocalOnly,
     "fedavg": FedAvg,
     "uniform": UniformAggregator,
-    "relevance": RelevanceAggregator,
-    "relevance, sharper": lambda: RelevanceAggregator(RELATED),
-    "pull to relatives": lambda: RelevanceAggregator(warm_start=Towards(RELATED, 0.3), global_branch=False),
-    "relevance + pull to relatives": lambda: RelevanceAggregator(RELATED, warm_start=Towards(RELATED, 0.3)),
-    "relevance + pull to all": lambda: RelevanceAggregator(RELATED, warm_start=Towards(ALL, 0.3)),
+    "the paper's": RelevanceAggregator.paper,
+    "ours": RelevanceAggregator,
+    "a frozen mixture of relatives": lambda: RelevanceAggregator(pull=0, global_branch=True),
+    "ours, with a frozen mixture": lambda: RelevanceAggregator(global_branch=True),
+    "pull to all": lambda: RelevanceAggregator(warm_start=Towards(ALL, 0.3)),
 }
 
 

@@ -78,29 +78,25 @@ class Plan:
 
 
 def full_plan() -> Plan:
-    """Eight clients on two families of language models; each task has one relative, on the other family."""
-    pairs = {
-        "kind": ("google", "fluent"),
-        "defect": ("photo", "art4apps"),
-        "place": ("photo", "google"),
-        "count": ("art4apps", "photo"),
+    """Nine clients on two families of language models; each task has two relatives, one at least on the other family."""
+    domains = {
+        "kind": ("google", "fluent", "art4apps"),
+        "defect": ("photo", "art4apps", "fluent"),
+        "count": ("art4apps", "photo", "google"),
     }
     return Plan(
         models={
-            "smollm2": ModelPlan(SMOLLM2_135M, num_layers=None, lr=5e-3, lr_pq=2e-2),
-            "gemma3": ModelPlan(GEMMA3_270M, num_layers=None, lr=5e-3, lr_pq=2e-2),
+            "smollm2": ModelPlan(SMOLLM2_135M, num_layers=None, lr=5e-3, lr_pq=8e-2),
+            "gemma3": ModelPlan(GEMMA3_270M, num_layers=None, lr=5e-3, lr_pq=8e-2),
         },
         anchor="smollm2",
-        clients=_clients(pairs, ("smollm2", "gemma3")),
+        clients=_clients(domains, ("smollm2", "gemma3")),
         rounds=5,
         steps=16,
     )
 
 
-def _clients(pairs: Mapping[str, tuple[str, str]], models: tuple[str, str]) -> tuple[ClientPlan, ...]:
-    """Two clients per family, one on each model; which domain goes to which model alternates."""
-    clients = []
-    for index, (family, domains) in enumerate(pairs.items()):
-        for model, domain in zip(models, domains[:: -1 if index % 2 else 1], strict=True):
-            clients.append(ClientPlan(f"{family}-{domain}", model, f"{family}-{domain}"))
-    return tuple(clients)
+def _clients(domains: Mapping[str, Sequence[str]], models: Sequence[str]) -> tuple[ClientPlan, ...]:
+    """A client per family and domain; models alternate over all of them."""
+    names = [f"{family}-{domain}" for family, found in domains.items() for domain in found]
+    return tuple(ClientPlan(name, models[index % len(models)], name) for index, name in enumerate(names))

@@ -122,7 +122,11 @@ class RelevanceLog(Sequence[RelevanceRecord]):
         """What a checkpoint holds: blocks by name if they lie under a URL, else all of it. Loads with
         ``weights_only=True``.
         """
-        held = {} if self._blobs.url is not None else {block.sha256: _as_tensor(self._bytes(block)) for block in self._blocks}
+        held = (
+            {}
+            if self._blobs.url is not None
+            else {block.sha256: _as_tensor(self._bytes(block)) for block in self._blocks}
+        )
         return {
             "blocks": [[block.sha256, block.count] for block in self._blocks],
             "held": held,

@@ -231,7 +231,7 @@ class Server:
         elif state.rule in (None, RelevanceAggregator.__name__, UniformAggregator.__name__):
             sketched = any(update.content.sketch is not None for update in updates.values())
             related = state.rule == RelevanceAggregator.__name__ or (state.rule is None and sketched)
-            chosen = RelevanceAggregator() if related else UniformAggregator()
+            chosen = _by_relevance(self._roster) if related else UniformAggregator()
             _require_agreement(chosen, self._roster)
         else:
             raise ValueError(f"The rounds before were mixed with `{state.rule}`. Pass that aggregator again.")
@@ -303,6 +303,11 @@ class Server:
             manifest, signature, tensors = (part.numpy().tobytes() for part in parts)
             if party in self._roster.parties and self._mailbox.mixture(party, state.round - 1) is None:
                 self._mailbox.write(Sealed(manifest, signature, tensors), MIXTURE, party, state.round - 1)
+
+
+def _by_relevance(roster: Roster) -> RelevanceAggregator:
+    """In the form in which the parties train: beside a frozen adapter, or with their own pulled."""
+    return RelevanceAggregator(pull=0, global_branch=True) if roster.global_branch else RelevanceAggregator()
 
 
 def _require_agreement(aggregator: Aggregator, roster: Roster) -> None:

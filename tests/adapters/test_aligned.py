@@ -50,7 +50,10 @@ def test_the_json_names_base_models_towers_blocks_roles_and_the_anchor(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda about: about.pop("anchor"), r"An alignment is wrong in `.*alignment\.json` at .*'anchor' is a required property"),
+        (
+            lambda about: about.pop("anchor"),
+            r"An alignment is wrong in `.*alignment\.json` at .*'anchor' is a required property",
+        ),
         (lambda about: about.update(models=[]), r"at \['models'\]: \[\] is not of type 'object'"),
         (lambda about: about.update(version=1), "of format 1, but this release reads 2"),
         (lambda about: about["report"][0].update(layer="vision/q"), r"at \['report'\]\[0\]\['layer'\]"),

@@ -105,7 +105,9 @@ def test_relevance_mixes_products_within_the_architecture_into_both_branches():
         update("b", {"0.A": TWO["0.A"], "0.B": TWO["0.B"]}, sketch=torch.tensor([1.0, 0.0])),
         update("c", {"0.A": torch.ones(1, 3), "0.B": torch.ones(3, 1)}, sketch=torch.ones(2), architecture="two"),
     ]
-    aggregator = RelevanceAggregator(Softmax(), warm_start=Uniform(include_self=True), conventional=ProductMean())
+    aggregator = RelevanceAggregator(
+        Softmax(), warm_start=Uniform(include_self=True), global_branch=True, conventional=ProductMean()
+    )
 
     sent = aggregator.aggregate(updates, {}).personalized["a"]
 

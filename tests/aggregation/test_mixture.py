@@ -44,7 +44,7 @@ def test_relevance_rows_are_renormalised_within_an_architecture():
         update("c", 2.0, sketch=[0.0, 1.0]),
         update("d", 3.0, sketch=[0.0, 1.0], architecture="two"),
     ]
-    result = RelevanceAggregator(Softmax(1.0, standardize=False)).aggregate(updates, {})
+    result = RelevanceAggregator(Softmax(1.0, standardize=False), pull=0, global_branch=True).aggregate(updates, {})
 
     e = math.e
     expected = (1 * e + 2 + 3) / (e + 2), 10 * (1 * e + 2) / (e + 1)
@@ -120,7 +120,7 @@ def test_a_newcomer_receives_the_mean_of_what_all_clients_hold():
 
 def test_missing_sketches_are_noted_once_per_round_with_the_clients():
     """A uniform row for lack of a sketch must not look like a finding."""
-    result = RelevanceAggregator().aggregate(
+    result = RelevanceAggregator(pull=0, global_branch=True).aggregate(
         [update("a", 1.0, sketch=[1.0, 0.0]), update("b", 2.0), update("c", 3.0, sketch=[0.0, 0.0])], {}
     )
 
@@ -130,7 +130,9 @@ def test_missing_sketches_are_noted_once_per_round_with_the_clients():
 
 def test_without_any_sketch_relevance_is_uniform_and_there_is_no_similarity():
     """The first round with a probe that has not run."""
-    result = RelevanceAggregator().aggregate([update("a", 1.0), update("b", 2.0), update("c", 6.0)], {})
+    result = RelevanceAggregator(pull=0, global_branch=True).aggregate(
+        [update("a", 1.0), update("b", 2.0), update("c", 6.0)], {}
+    )
 
     assert result.similarity is None
     assert frozen(result, "a") == (4.0, 40.0)
@@ -139,10 +141,14 @@ def test_without_any_sketch_relevance_is_uniform_and_there_is_no_similarity():
 def test_a_mixture_that_goes_nowhere_is_refused():
     """No global branch, no warm start: the message names both ways out."""
     with pytest.raises(ValueError, match=r"warm_start=.*LocalOnly"):
-        RelevanceAggregator(global_branch=False)
+        MixtureAggregator(Uniform(), global_branch=False)
+    with pytest.raises(ValueError, match=r"global_branch=True.*LocalOnly"):
+        RelevanceAggregator(pull=0)
 
 
-@pytest.mark.parametrize("settings", [{"ema": 1.0}, {"ema": -0.1}, {"max_staleness": -1}])
+@pytest.mark.parametrize(
+    "settings", [{"ema": 1.0}, {"ema": -0.1}, {"max_staleness": -1}, {"pull": 1.5}, {"pull": -0.1}]
+)
 def test_settings_out_of_range_are_refused_by_name(settings):
     """At construction, not in round 3."""
     with pytest.raises(ValueError, match=f"`{next(iter(settings))}`"):

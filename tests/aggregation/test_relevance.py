@@ -15,6 +15,11 @@ from lightning_pfl.types import ClientUpdate, FlatTensors, SharedTensors
 PAPER = Softmax(1.0, standardize=False)
 
 
+def beside(weights, **more):
+    """The paper's structure: mixtures go into the frozen adapter."""
+    return RelevanceAggregator(weights, pull=0, global_branch=True, **more)
+
+
 def update(client, value, sketch=None, *, round=0, architecture="one", **more):
     """One shared number, one architecture-bound number ten times as large."""
     common = FlatTensors.pack({"P": torch.tensor([value])} | {name: torch.tensor([v]) for name, v in more.items()})
@@ -29,7 +34,7 @@ def known(aggregator=None):
         update("b", 3.0, [1.0, 0.0]),
         update("c", 8.0, [0.0, 1.0], architecture="two"),
     ]
-    return (aggregator or RelevanceAggregator(PAPER)).aggregate(updates, {})
+    return (aggregator or beside(PAPER)).aggregate(updates, {})
 
 
 def numbers(sent):
@@ -38,7 +43,7 @@ def numbers(sent):
 
 def test_a_newcomer_gets_the_mixture_that_its_sketch_asks_for():
     """By hand at temperature 1: cosines 1, 1, 0, so weights e, e, 1; A only from its architecture: half of a and b."""
-    welcome = RelevanceAggregator(PAPER).welcome(update("new", 0.0, [2.0, 0.0]), known().state)
+    welcome = beside(PAPER).welcome(update("new", 0.0, [2.0, 0.0]), known().state)
 
     e = math.e
     expected = {"P": (1 * e + 3 * e + 8) / (2 * e + 1), "A": 20.0}
@@ -59,7 +64,7 @@ def test_a_newcomer_is_in_no_mixture_not_even_its_own():
 
 def test_a_newcomer_without_a_sketch_gets_the_uniform_mixture_and_the_notes_say_so():
     """An unknown task is no error."""
-    welcome = RelevanceAggregator(PAPER).welcome(update("new", 0.0), known().state)
+    welcome = beside(PAPER).welcome(update("new", 0.0), known().state)
 
     assert numbers(welcome.personalized.frozen)["P"] == pytest.approx(4.0)
     assert any("['new']" in note and "uniform" in note for note in welcome.notes)
@@ -68,7 +73,7 @@ def test_a_newcomer_without_a_sketch_gets_the_uniform_mixture_and_the_notes_say_
 def test_a_newcomer_alone_in_its_architecture_keeps_its_own_bound_tensors():
     """P comes from everybody, A from nobody."""
     newcomer = update("new", 7.0, [1.0, 0.0], architecture="three", gate=5.0)
-    welcome = RelevanceAggregator(PAPER).welcome(newcomer, known().state)
+    welcome = beside(PAPER).welcome(newcomer, known().state)
 
     got = numbers(welcome.personalized.frozen)
     assert (got["A"], got["gate"]) == (70.0, 5.0)
@@ -79,7 +84,7 @@ def test_welcoming_changes_nothing_for_the_others():
     """The state is left alone, so a run may go on or welcome another."""
     state = known().state
     before = copy.deepcopy(state)
-    RelevanceAggregator(PAPER).welcome(update("new", 7.0, [1.0, 0.0]), state)
+    beside(PAPER).welcome(update("new", 7.0, [1.0, 0.0]), state)
 
     assert str(state) == str(before)
 
@@ -95,19 +100,19 @@ def test_welcoming_changes_nothing_for_the_others():
 )
 def test_a_newcomer_that_cannot_be_welcomed_is_told_why(newcomer, state, message):
     with pytest.raises(ValueError, match=message):
-        RelevanceAggregator(PAPER).welcome(newcomer, known().state if state is None else state)
+        beside(PAPER).welcome(newcomer, known().state if state is None else state)
 
 
 def test_a_newcomer_with_a_broken_sketch_is_refused():
     """As a client's own would be."""
     with pytest.raises(RejectedUpdateError, match="`new`"):
-        RelevanceAggregator(PAPER).welcome(update("new", 0.0, [float("nan"), 0.0]), known().state)
+        beside(PAPER).welcome(update("new", 0.0, [float("nan"), 0.0]), known().state)
 
 
 def test_when_nobody_can_be_mixed_a_newcomer_is_told_so():
     """Its own start is no mixture of the others."""
     policy = TaskGraph({"a": ["x"], "b": ["x"], "c": ["y"], "new": ["z"]})
-    aggregator = RelevanceAggregator(policy)
+    aggregator = beside(policy)
 
     with pytest.raises(ValueError, match="Nobody's upload can be mixed for the newcomer `new`"):
         aggregator.welcome(update("new", 0.0), known(aggregator).state)
@@ -115,7 +120,7 @@ def test_when_nobody_can_be_mixed_a_newcomer_is_told_so():
 
 def test_weights_written_down_hold_for_a_newcomer_that_they_name():
     """And one that they do not name is named in the error."""
-    aggregator = RelevanceAggregator(FixedMatrix({"a": {"b": 1}, "b": {"a": 1}, "c": {"a": 1}, "new": {"c": 1}}))
+    aggregator = beside(FixedMatrix({"a": {"b": 1}, "b": {"a": 1}, "c": {"a": 1}, "new": {"c": 1}}))
     state = known(aggregator).state
 
     assert aggregator.welcome(update("new", 0.0), state).weights == {"c": 1.0}
@@ -125,7 +130,7 @@ def test_weights_written_down_hold_for_a_newcomer_that_they_name():
 
 def test_a_client_that_comes_late_is_mixed_and_mixes_from_its_first_upload_on():
     """Round 1: d appears; its row follows its sketch, and c, whose task it shares, takes most from it."""
-    aggregator = RelevanceAggregator(PAPER)
+    aggregator = beside(PAPER)
     result = aggregator.aggregate([update("d", 5.0, [0.0, 3.0], round=1)], known(aggregator).state)
 
     rows = dict(zip(result.client_ids, result.weights.tolist(), strict=True))
@@ -137,7 +142,7 @@ def test_a_client_that_comes_late_is_mixed_and_mixes_from_its_first_upload_on():
 def test_a_client_that_left_fades_from_the_mixtures_but_its_own_row_lives_on():
     """With `max_staleness=1`, b's upload of round 0 is out of the others' rows in round 2; should it come back, its
     mixture is there."""
-    aggregator = RelevanceAggregator(PAPER, max_staleness=1)
+    aggregator = beside(PAPER, max_staleness=1)
     state = known(aggregator).state
     for round in (1, 2):
         updates = [update("a", 1.0, [1.0, 0.0], round=round), update("c", 8.0, [0.0, 1.0], round=round)]
@@ -153,7 +158,7 @@ def test_a_client_that_left_fades_from_the_mixtures_but_its_own_row_lives_on():
 
 def test_sketches_are_averaged_by_half_from_round_to_round():
     """The paper's 0.5: (1, 0) and then (0, 1) stand at 45 degrees to both."""
-    aggregator = RelevanceAggregator(PAPER)
+    aggregator = beside(PAPER)
     first = aggregator.aggregate([update("a", 1.0, [1.0, 0.0]), update("b", 1.0, [1.0, 0.0])], {})
     second = aggregator.aggregate([update("a", 1.0, [0.0, 1.0], round=1)], first.state)
 
@@ -163,6 +168,38 @@ def test_sketches_are_averaged_by_half_from_round_to_round():
 def test_the_reference_codes_similarity_is_an_option_object():
     """Sketches (1, 0, 0, 0) and (1, 0, 0, 1) as 2 x 2: columns' cosines 1 and 0 where one column is empty."""
     updates = [update("a", 1.0, [1.0, 0.0, 0.0, 0.0]), update("b", 2.0, [1.0, 0.0, 0.0, 1.0])]
-    result = RelevanceAggregator(PAPER, similarity=ColumnCosine(2)).aggregate(updates, {})
+    result = beside(PAPER, similarity=ColumnCosine(2)).aggregate(updates, {})
 
     assert result.similarity[0, 1].item() == pytest.approx(0.5)
+
+
+def test_by_default_a_client_is_pulled_half_way_to_its_relatives():
+    """By hand at temperature 1, plain cosines: a's row over b and c is e : 1, and half of a stays."""
+    result = RelevanceAggregator(PAPER).aggregate(
+        [update("a", 1.0, [1.0, 0.0]), update("b", 3.0, [1.0, 0.0]), update("c", 8.0, [0.0, 1.0])], {}
+    )
+
+    sent = result.personalized["a"]
+    assert sent.frozen is None
+    assert numbers(sent.start)["P"] == pytest.approx(0.5 * 1 + 0.5 * (3 * math.e + 8) / (math.e + 1), rel=1e-6)
+    assert result.weights[0].tolist() == pytest.approx([0.5, 0.5 * math.e / (math.e + 1), 0.5 / (math.e + 1)])
+
+
+def test_the_papers_setting_freezes_a_nearly_uniform_mixture_beside_an_adapter_that_nobody_touches():
+    """Cosines 1 and 0 at temperature 0.5: e^2 : 1."""
+    result = RelevanceAggregator.paper().aggregate(
+        [update("a", 1.0, [1.0, 0.0]), update("b", 3.0, [1.0, 0.0]), update("c", 8.0, [0.0, 1.0])], {}
+    )
+
+    sent = result.personalized["a"]
+    assert sent.start is None
+    assert numbers(sent.frozen)["P"] == pytest.approx((3 * math.e**2 + 8) / (math.e**2 + 1), rel=1e-6)
+
+
+def test_the_pull_is_as_far_as_it_is_told():
+    updates = [update("a", 0.0, [1.0, 0.0]), update("b", 10.0, [1.0, 0.0])]
+    found = [
+        numbers(RelevanceAggregator(pull=pull).aggregate(updates, {}).personalized["a"].start)["P"]
+        for pull in (0.1, 0.5, 1.0)
+    ]
+    assert found == pytest.approx([1.0, 5.0, 10.0])

@@ -31,12 +31,17 @@ AGGREGATORS = {
     "fedavg by norm": lambda **kwargs: FedAvg(by_norm=True, **kwargs),
     "fedavg beside one's own": lambda **kwargs: FedAvg(global_branch=True, **kwargs),
     "no exchange": lambda **kwargs: MixtureAggregator(Alone(), **kwargs),
-    "random relevance": lambda **kwargs: RelevanceAggregator(Shuffled(Softmax()), **kwargs),
+    "random relevance": lambda **kwargs: RelevanceAggregator(Shuffled(Softmax()), pull=0, global_branch=True, **kwargs),
     "local only": lambda **kwargs: LocalOnly(**kwargs),
     "uniform": lambda **kwargs: UniformAggregator(**kwargs),
     "relevance": lambda **kwargs: RelevanceAggregator(**kwargs),
-    "the paper's": lambda **kwargs: RelevanceAggregator(Softmax(0.5, standardize=False), **kwargs),
-    "warm start": lambda **kwargs: RelevanceAggregator(warm_start=Uniform(include_self=True), **kwargs),
+    "the paper's": lambda **kwargs: RelevanceAggregator(
+        Softmax(0.5, standardize=False), pull=0, global_branch=True, **kwargs
+    ),
+    "pull beside a frozen mixture": lambda **kwargs: RelevanceAggregator(global_branch=True, **kwargs),
+    "warm start": lambda **kwargs: RelevanceAggregator(
+        warm_start=Uniform(include_self=True), global_branch=True, **kwargs
+    ),
     "warm start alone": lambda **kwargs: RelevanceAggregator(
         warm_start=Softmax(include_self=True), global_branch=False, **kwargs
     ),
@@ -51,7 +56,7 @@ AGGREGATORS = {
     "clipped relevance": lambda **kwargs: RobustAggregator(ClippedRelevance(), **kwargs),
     "products": lambda **kwargs: FedAvg(conventional=ProductMean(), **kwargs),
     "products by relevance": lambda **kwargs: RelevanceAggregator(
-        warm_start=Uniform(include_self=True), conventional=ProductMean(), **kwargs
+        warm_start=Uniform(include_self=True), global_branch=True, conventional=ProductMean(), **kwargs
     ),
     "fresh uploads only": lambda **kwargs: UniformAggregator(max_staleness=0, **kwargs),
 }

@@ -56,9 +56,14 @@ def callbacks(**arguments):
     return [colora, probe(every_n_steps=2, **arguments)]
 
 
+def beside(**arguments):
+    """Mixtures go into the frozen adapter, unless told otherwise."""
+    return RelevanceAggregator(**{"pull": 0, "global_branch": True, **arguments})
+
+
 def federation(**arguments):
     clients = [Client("one-a"), Client("one-b", model=WideBlocks), Client("two-a"), Client("two-b", model=WideBlocks)]
-    return strategy_of(clients, share=(), aggregator=RelevanceAggregator(**arguments))
+    return strategy_of(clients, share=(), aggregator=beside(**arguments))
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +123,7 @@ def test_its_sketch_is_the_one_that_its_first_turn_would_have_sent(run, tmp_path
     finally:
         del strategy._rounds.welcome
 
-    real = strategy_of([Client("one-new")], share=(), aggregator=RelevanceAggregator())
+    real = strategy_of([Client("one-new")], share=(), aggregator=beside())
     trainer_of(tmp_path, real, max_epochs=1, callbacks=callbacks()).fit(Blocks(), datamodule=TwoTasks())
 
     upload = real._state.aggregator["uploads"]["one-new"]
@@ -248,7 +253,7 @@ def test_clients_that_come_late_leave_or_are_silent_through_a_whole_run(tmp_path
         )
 
     seed = next(seed for seed in range(10_000) if fits(seed))
-    aggregator = RelevanceAggregator(max_staleness=2)
+    aggregator = beside(max_staleness=2)
     strategy = strategy_of(ids, share=(), aggregator=aggregator, fraction=0.6, seed=seed)
     colora = callbacks()[0]
     trainer_of(tmp_path, strategy, max_epochs=4, callbacks=[colora, Silent()]).fit(Blocks(), datamodule=TwoTasks())

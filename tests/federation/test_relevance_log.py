@@ -91,7 +91,9 @@ def test_rounds_that_are_gone_or_damaged_are_said_so(tmp_path):
     first.unlink()
     with pytest.raises(CheckpointMismatchError, match="The relevance of rounds 0 to 5 is gone"):
         list(log)
-    with pytest.raises(CheckpointMismatchError, match="refers to the relevance of rounds 0 to 5, but the store .* lacks"):
+    with pytest.raises(
+        CheckpointMismatchError, match="refers to the relevance of rounds 0 to 5, but the store .* lacks"
+    ):
         RelevanceLog.load(saved, blobs)
 
 

@@ -216,7 +216,7 @@ def test_a_damaged_or_foreign_server_state_is_refused(run):
 def test_the_rule_cannot_change_between_rounds(run):
     one_round(run)
     with pytest.raises(CheckpointMismatchError, match="were mixed with `UniformAggregator`"):
-        run.server(aggregator=RelevanceAggregator()).round(quorum=1)
+        run.server(aggregator=RelevanceAggregator.paper()).round(quorum=1)
 
 
 def test_without_a_rule_sketches_decide(tmp_path):
