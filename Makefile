@@ -41,7 +41,9 @@ test-unit: install
 
 soak: install  ## 1,000 rounds x 50 clients with random faults, and a driver killed at every instant (an hour)
 	$(BIN)/python -m benchmarks.soak
-	$(BIN)/python -m tests.federation.killed build/killed $$(seq 0 120)
+	rm -rf build/killed && $(BIN)/python -m tests.federation.killed build/killed/local 0 turn $$(seq 1 120)
+	$(BIN)/python -m tests.federation.killed --places cluster build/killed/cluster 0 turn $$(seq 1 4 120)
+	$(BIN)/python -m tests.federation.killed --places ray build/killed/ray 0 turn -2000 -4000 -6000 -8000 -10000
 
 test-ray: install
 	$(BIN)/python -m pytest -m 'ray and not assets'

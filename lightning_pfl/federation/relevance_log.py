@@ -122,14 +122,10 @@ class RelevanceLog(Sequence[RelevanceRecord]):
         """What a checkpoint holds: blocks by name if they lie under a URL, else all of it. Loads with
         ``weights_only=True``.
         """
-        held = (
-            {}
-            if self._blobs.url is not None
-            else {block.sha256: _as_tensor(self._bytes(block)) for block in self._blocks}
-        )
+        held = self._blocks if self._blobs.url is None else []
         return {
             "blocks": [[block.sha256, block.count] for block in self._blocks],
-            "held": held,
+            "held": {block.sha256: _as_tensor(self._bytes(block)) for block in held},
             "newest": [record.dump() for record in self._newest],
         }
 

@@ -256,17 +256,23 @@ def main():
     torch.set_num_threads(1)
 
     def runs(pool):
+        done = []
         for name in arguments.instants:
             instant = name if name == "turn" else int(name)
-            print(json.dumps(killed_and_resumed(arguments.folder / name, instant, pool)), flush=True)
+            done.append(killed_and_resumed(arguments.folder / name, instant, pool))
+            print(json.dumps(done[-1]), flush=True)
+        first = done[0]["outcome"]
+        return [run["instant"] for run in done if run["resumed"] or run["orphans"] or run["outcome"] != first]
 
     if arguments.places == "local":
-        runs(LocalPool)
+        wrong = runs(LocalPool)
     elif arguments.places == "ray":
-        runs(lambda: RayPool(address="local", num_actors=1, init={"num_cpus": 1}))
+        wrong = runs(lambda: RayPool(address="local", num_actors=1, init={"num_cpus": 1}))
     else:
         with cluster() as address:
-            runs(lambda: RayPool(address=address, num_actors=1))
+            wrong = runs(lambda: RayPool(address=address, num_actors=1))
+    if wrong:
+        sys.exit(f"Runs that died at {wrong} did not end as the first one did.")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A server mixes what is signed, for this round and by whom it should be, and nothing else."""
 
+import math
 import shutil
 
 import pytest
@@ -15,6 +16,7 @@ from lightning_pfl import (
     UniformAggregator,
     UpdateGuard,
 )
+from lightning_pfl.cli import main
 from lightning_pfl.parties import Mailbox, PartyCheckpoint, Roster, Server, apply, export, make_key
 from tests.federation.tiny import Blocks
 from tests.parties.wards import MODELS, Run, checkpoint_of, train_on
@@ -175,6 +177,22 @@ def test_a_strict_guard_ends_the_round(run):
         run.export(party)
     with pytest.raises(RejectedUpdateError, match="`b`"):
         run.server().round(quorum=2)
+
+
+def test_a_rejected_update_is_in_the_exit_code_of_the_command_if_the_guard_is_strict(run, capsys):
+    """Else it is in what the command prints."""
+    train_on(run.checkpoint("b"), step=4, values=math.nan)
+    for party in MODELS:
+        run.export(party)
+    run.roster.write(str(run.folder / "roster.json"))
+    places = {"key": "server.key", "roster": "roster.json", "exchange": "box", "state": "server"}
+    command = ["round", "aggregate", *(f"--{name}={run.folder / place}" for name, place in places.items())]
+    command += ["--quorum=2", "--aggregator=lightning_pfl.UniformAggregator"]
+
+    with pytest.raises(SystemExit, match="lightning-pfl round aggregate: .*`b`: .* must be finite"):
+        main([*command, "--aggregator.guard=lightning_pfl.UpdateGuard", "--aggregator.guard.strict=true"])
+    main(command)
+    assert "did not count: b: " in capsys.readouterr().out
 
 
 def test_a_server_that_died_before_publishing_publishes_the_same(run):

@@ -51,10 +51,10 @@ class Parcels:
         file = self._files[path]
         if path not in self._pieces:
             _LOG.info("Ray: sending %.0f MiB of tensors to other machines.", file.nbytes / 2**20)
-            pieces = []
             with open(path, "rb") as stream:
-                for start in range(0, file.nbytes, _PIECE):
-                    pieces.append(cluster.put(stream.read(min(_PIECE, file.nbytes - start))))
-            self._pieces[path] = pieces
+                self._pieces[path] = [
+                    cluster.put(stream.read(min(_PIECE, file.nbytes - start)))
+                    for start in range(0, file.nbytes, _PIECE)
+                ]
         self.receivers.add(node)
         return file, self._pieces[path]

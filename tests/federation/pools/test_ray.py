@@ -274,8 +274,7 @@ def test_ctrl_c_leaves_no_process_and_no_file_of_a_pool_that_started_ray(tmp_pat
         "from lightning_pfl.federation.client import Client\n"
         "from lightning_pfl.federation.pools import RayPool\n"
         "from lightning_pfl.federation.tensor_file import TensorFile\n"
-        "from tests.federation.killed import alive, marked
-from tests.federation.places import Eventful, job, snapshot_of\n"
+        "from tests.federation.places import Eventful, job, snapshot_of\n"
         f"with TensorFile({str(tmp_path / 'tensors')!r}) as file:\n"
         f"    snapshots = {{'model': snapshot_of(Eventful({str(tmp_path)!r}), file)}}\n"
         "    pool = RayPool(address='local', init={'num_cpus': 1})\n"
@@ -329,8 +328,7 @@ TERMINATED = """
     from lightning.pytorch.callbacks import OnExceptionCheckpoint
     from lightning.pytorch.utilities.exceptions import SIGTERMException
     from lightning_pfl.federation.pools import RayPool
-    from tests.federation.killed import alive, marked
-from tests.federation.places import Eventful
+    from tests.federation.places import Eventful
     from tests.federation.runs import strategy_of, trainer_of
     from tests.federation.tiny import ClientsOwnData
 
