@@ -46,7 +46,7 @@ _COUNT = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
 _BLOCK = {"type": "integer", "minimum": 0, "maximum": 10**9 - 1}
 _ADDRESS = {"type": "string", "pattern": "^[^/]+/(0|[1-9][0-9]{0,8})/[^/]+\\Z"}
 _LAYER = _object(tower=_PART, block=_BLOCK, role=_PART, rank=_SIZE, d_in=_SIZE, d_out=_SIZE)
-_ERRORS = _object(**dict.fromkeys(Errors.__dataclass_fields__, {"type": ["number", "null"]}))  # null: infinite
+_ERRORS = _object(**{name: {"type": ["number", "null"]} for name in Errors.__dataclass_fields__})  # null: infinite
 _FORMAT = Schema("An alignment", {"type": "object", "required": ["version"]})
 _SCHEMA = Schema(
     "An alignment",
@@ -239,8 +239,8 @@ class Alignment:
                 )
             if tensors[name].dtype != torch.float32:
                 raise ValueError(
-                    f"`{name}` in `{folder / _BASES}` must be float32, but is {tensors[name].dtype}. Make the alignment "
-                    "again."
+                    f"`{name}` in `{folder / _BASES}` must be float32, but is {tensors[name].dtype}. Make the "
+                    "alignment again."
                 )
             if not torch.isfinite(tensors[name]).all():
                 raise ValueError(f"`{name}` in `{folder / _BASES}` is not finite. Make the alignment again.")

@@ -1,7 +1,7 @@
 """`RelevanceLog`: every round's matrices of a run, of which only the newest are in memory.
 
-Start at `RelevanceLog`. Rounds are packed into blocks of about a mebibyte, and full ones go where the clients' states go:
-to the run's temporary folder, or under the URL of its `ClientStore`.
+Start at `RelevanceLog`. Rounds are packed into blocks of about a mebibyte, and full ones go where the clients' states
+go: to the run's temporary folder, or under the URL of its `ClientStore`.
 """
 
 from __future__ import annotations

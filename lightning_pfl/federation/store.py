@@ -191,8 +191,8 @@ class ClientStore:
         ]
         if missing:
             raise CheckpointMismatchError(
-                f"The checkpoint refers to states of {len(state_dict['versions'])} clients, but the store {self.blobs.url} "
-                f"lacks those of {missing[:5]}{' and others' if len(missing) > 5 else ''}. Was it moved or cleaned? "
+                f"The checkpoint refers to states of {len(state_dict['versions'])} clients, but the store "
+                f"{self.blobs.url} lacks those of {missing[:5]}{' and others' if len(missing) > 5 else ''}. Was it moved or cleaned? "
                 "Give the store the URL where they lie."
             )
         self._clear()

@@ -92,7 +92,7 @@ def test_rounds_that_are_gone_or_damaged_are_said_so(tmp_path):
     with pytest.raises(CheckpointMismatchError, match="The relevance of rounds 0 to 5 is gone"):
         list(log)
     with pytest.raises(
-        CheckpointMismatchError, match="refers to the relevance of rounds 0 to 5, but the store .* lacks"
+        CheckpointMismatchError, match=r"refers to the relevance of rounds 0 to 5, but the store .* lacks"
     ):
         RelevanceLog.load(saved, blobs)
 

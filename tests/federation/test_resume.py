@@ -155,7 +155,7 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path):
     CheckpointFiles().save_checkpoint(saved, tmp_path / "older.ckpt")
 
     with pytest.raises(
-        CheckpointMismatchError, match="has version 2, but this release reads 3. Resume with the release"
+        CheckpointMismatchError, match=r"has version 2, but this release reads 3\. Resume with the release"
     ):
         fit(tmp_path, strategy_of(), 4, module=Tiny(), ckpt_path=tmp_path / "older.ckpt")
 

@@ -1,7 +1,7 @@
 """Ray as `RayPool` uses it: the only file that imports ray.
 
-Start at `connect`. Ray has many errors; what comes out of `read` are the three that call for different things: the actor
-is gone, the object store has lost something, or the actor's own code raised.
+Start at `connect`. Ray has many errors; what comes out of `read` are the three that call for different things: the
+actor is gone, the object store has lost something, or the actor's own code raised.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ObjectsLostError(Exception):
 
 
 def connect(arguments: Mapping[str, Any]) -> None:
-    """Connect to a cluster or start one, as ``ray.init`` does; its usage reports stay off unless they were asked for."""
+    """Connect to a cluster or start one, as ``ray.init`` does; usage reports stay off unless they were asked for."""
     import ray
 
     _LOG.info("Ray: connecting (starting it takes some seconds).")

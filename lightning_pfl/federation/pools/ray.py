@@ -2,8 +2,8 @@
 
 Start at `RayPool`. It keeps the promise of `ClientPool` (same jobs in, same results out, bit for bit on CPU, as
 `LocalPool`) and decides only *where* the work runs. Fewer actors than clients is the normal case: an actor takes the
-next job when it is free. Which actors there are is in `actors`, what they are sent in `parcels`, what an actor does with a
-job in `worker`, how many of them fit in `placement`; Ray itself is touched in `cluster` alone.
+next job when it is free. Which actors there are is in `actors`, what they are sent in `parcels`, what an actor does
+with a job in `worker`, how many of them fit in `placement`; Ray itself is touched in `cluster` alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A driver that dies leaves no actor behind, and another one goes on at once; one process or Ray, the bytes are the same."""
+"""A driver that dies leaves no actor behind, another one goes on at once, and the bytes are those of one process."""
 
 import pytest
 
