@@ -192,8 +192,8 @@ class ClientStore:
         if missing:
             raise CheckpointMismatchError(
                 f"The checkpoint refers to states of {len(state_dict['versions'])} clients, but the store "
-                f"{self.blobs.url} lacks those of {missing[:5]}{' and others' if len(missing) > 5 else ''}. Was it moved or cleaned? "
-                "Give the store the URL where they lie."
+                f"{self.blobs.url} lacks those of {missing[:5]}{' and others' if len(missing) > 5 else ''}. Was it "
+                "moved or cleaned? Give the store the URL where they lie."
             )
         self._clear()
         self._versions = dict(state_dict["versions"])

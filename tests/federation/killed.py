@@ -5,8 +5,8 @@ another process at once, and prints one line of JSON per instant. An instant is 
 (opening, syncing, renaming, removing), from 1; a negative one is a number of milliseconds; 0 does not die, and tells
 how many there are; at ``turn`` a client is in the middle of its turn in the second round. With ``--places cluster``
 clients run in one actor of a Ray cluster that lives on and has room for no other, with ``--places ray`` in the Ray that
-each run starts for itself, and the line says which processes have outlived their driver. Any run that does not end as the
-first one makes the exit code say so.
+each run starts for itself, and the line says which processes have outlived their driver. The exit code says whether all
+runs ended as the first one.
 """
 
 import argparse
