@@ -78,7 +78,7 @@ class Plan:
 
 
 def full_plan() -> Plan:
-    """Nine clients on two families of language models; each task has two relatives, one at least on the other family."""
+    """Nine clients on two families of language models; each task has two relatives, at least one on the other."""
     domains = {
         "kind": ("google", "fluent", "art4apps"),
         "defect": ("photo", "art4apps", "fluent"),
