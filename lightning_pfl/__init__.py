@@ -122,6 +122,7 @@ from lightning_pfl.functional.pulling import Towards
 from lightning_pfl.functional.relevance import FixedMatrix, SampleCount, Softmax, TaskGraph, TopK, Uniform, WeightPolicy
 from lightning_pfl.functional.similarity import ColumnCosine, Cosine, Similarity
 from lightning_pfl.functional.staleness import Fading
+from lightning_pfl.functional.wire import Bfloat16, DenseFormat, Float32, Int8, LargestChanges, WireFormat
 from lightning_pfl.methods import Method
 from lightning_pfl.metrics import (
     ChoiceScores,
@@ -158,6 +159,7 @@ __all__ = [
     "Alone",
     "AsClass",
     "BelowQuorum",
+    "Bfloat16",
     "Canonical",
     "CausalLMProbe",
     "CcaB",
@@ -182,6 +184,7 @@ __all__ = [
     "CountReplay",
     "CountSketch",
     "Decision",
+    "DenseFormat",
     "DropBias",
     "DropLate",
     "DynamicStream",
@@ -194,13 +197,16 @@ __all__ = [
     "FederationError",
     "FixedGate",
     "FixedMatrix",
+    "Float32",
     "GatePolicy",
     "GeneratedChoices",
     "GradientB",
     "GradientDescent",
     "GradientProbe",
     "InputGate",
+    "Int8",
     "Krum",
+    "LargestChanges",
     "LateResults",
     "LeastSquares",
     "LocalOnly",
@@ -266,6 +272,7 @@ __all__ = [
     "WeightPolicy",
     "Welcome",
     "WelcomingAggregator",
+    "WireFormat",
     "__version__",
     "align",
     "assign_across",

@@ -1,8 +1,9 @@
 """Frozen dataclasses that cross a boundary between rooms, and between server and clients.
 
 Start at `ClientUpdate` (what a client sends up) and `Personalized` (what the server sends down); both are made of
-`SharedTensors`, which are made of `FlatTensors`: one float32 vector with a `Layout` that says what lies where. Only
-what stands here travels; a client's private state never does.
+`SharedTensors`, which are made of `FlatTensors`: one float32 vector with a `Layout` that says what lies where. Where a
+wire format is chosen, they travel as an `UpdateLetter` and a `Parcel`. Only what stands here travels; a client's
+private state never does.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ __all__ = [
     "ClientUpdate",
     "FlatTensors",
     "Layout",
+    "Letter",
+    "Parcel",
     "Personalized",
     "SharedTensors",
+    "UpdateLetter",
 ]
 
 
@@ -187,18 +191,68 @@ class Personalized:
 
 
 @dataclass(frozen=True, eq=False)
+class Letter:
+    """Shared tensors as bytes.
+
+    Attributes:
+        common: of the tensors for everybody; empty where there are none.
+        same_architecture: of those for clients of one architecture.
+    """
+
+    common: bytes = b""
+    same_architecture: bytes = b""
+
+    @property
+    def nbytes(self) -> int:
+        """All that travels."""
+        return len(self.common) + len(self.same_architecture)
+
+
+@dataclass(frozen=True, eq=False)
+class UpdateLetter:
+    """What a client sends, as bytes.
+
+    Attributes:
+        shared: its tensors.
+        sketch: of its task; None: none.
+    """
+
+    shared: Letter
+    sketch: bytes | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """All that travels."""
+        return self.shared.nbytes + len(self.sketch or b"")
+
+
+@dataclass(frozen=True, eq=False)
+class Parcel:
+    """What a client receives (`Personalized`), as bytes. One letter may be both parts, and then travels once."""
+
+    frozen: Letter | None = None
+    start: Letter | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """All that travels."""
+        parts = [part for part in (self.frozen, self.start) if part is not None]
+        return parts[0].nbytes if self.frozen is self.start and parts else sum(part.nbytes for part in parts)
+
+
+@dataclass(frozen=True, eq=False)
 class Assignment:
     """One client's turn in one round.
 
     Attributes:
         client_id: whose turn it is.
         round: from 0.
-        personalized: what the server sends along.
+        personalized: what the server sends along; a `Parcel` where a wire format is chosen.
     """
 
     client_id: str
     round: int
-    personalized: Personalized = field(default_factory=Personalized)
+    personalized: Personalized | Parcel = field(default_factory=Personalized)
 
 
 @dataclass(frozen=True, eq=False)

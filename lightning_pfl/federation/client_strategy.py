@@ -21,11 +21,12 @@ from lightning_pfl.aggregation.memory import dump_flat, load_flat
 from lightning_pfl.callbacks.federated import Exchange
 from lightning_pfl.federation._compat import Launcher, callbacks_of, leave, place, updated_metrics
 from lightning_pfl.federation.frozen import checksums
-from lightning_pfl.federation.privacy import overlaid
+from lightning_pfl.federation.letters import Terms, layouts_of, open_parcel
+from lightning_pfl.federation.privacy import only_where, overlaid
 from lightning_pfl.federation.scope import of_clients
 from lightning_pfl.federation.segment import SegmentEnd
 from lightning_pfl.federation.sharing import exchange_of
-from lightning_pfl.types import Personalized, SharedTensors
+from lightning_pfl.types import Parcel, Personalized, SharedTensors
 
 __all__ = ["IN", "OUT", "ClientInterrupted", "ClientStrategy", "ModelReady"]
 
@@ -55,6 +56,7 @@ class ClientStrategy(SingleDeviceStrategy):
         validation_names: names that validation has ever logged.
         saved: the client's checkpoint, once the segment has ended.
         known: what the server has of the client's tensors when the turn starts; None unless it was asked for.
+        owed: what the client has held back of the tensors that the server has written over; None: nothing.
     """
 
     def __init__(
@@ -78,10 +80,12 @@ class ClientStrategy(SingleDeviceStrategy):
         self.devices = devices
         self.saved: dict[str, Any] | None = None
         self.known: SharedTensors | None = None
+        self.owed: SharedTensors | None = None
         self.validation: dict[str, float] = {}
         self.validation_names: set[str] = set()
         self._incoming: Mapping[str, Any] | None = None
-        self._personalized = Personalized()
+        self._sent: Personalized | Parcel = Personalized()
+        self._terms: Terms | None = None
         self._only_build = False
         self._keeps_known = False
         self._base: dict[str, int] = {}
@@ -100,8 +104,9 @@ class ClientStrategy(SingleDeviceStrategy):
         round: int,
         *,
         incoming: Mapping[str, Any] | None,
-        personalized: Personalized,
+        personalized: Personalized | Parcel,
         base: Mapping[str, int],
+        terms: Terms | None = None,
         only_build: bool = False,
         keep_known: bool = False,
     ) -> None:
@@ -113,11 +118,13 @@ class ClientStrategy(SingleDeviceStrategy):
             incoming: the client's checkpoint of its last turn; None in its first.
             personalized: what the server sent.
             base: `checksums` of the module as it came out of the snapshot.
+            terms: on which the server writes; None: it sends tensors as they are.
             only_build: raise `ModelReady` as soon as the model stands.
             keep_known: find out what the server has of the client's tensors.
         """
         self.client_id, self.round = client_id, round
-        self._incoming, self._personalized, self._only_build = incoming, personalized, only_build
+        self._incoming, self._only_build = incoming, only_build
+        self._sent, self._terms = personalized, terms
         self._base, self._base_complete = dict(base), False
         self._keeps_known = keep_known
         device, self.accelerator, self.precision_plugin = place(self.accelerator, self.precision_plugin, self.devices)
@@ -150,25 +157,45 @@ class ClientStrategy(SingleDeviceStrategy):
     @override
     def setup(self, trainer: L.Trainer) -> None:
         self._remember_base()
-        if self._personalized.frozen is not None or self._personalized.start is not None:
-            self.exchange_of(callbacks_of(trainer)).receive(self._module, self._personalized)
+        exchange = self.exchange_of(callbacks_of(trainer))
+        personalized = self._opened(exchange)
+        if personalized.frozen is not None or personalized.start is not None:
+            exchange.receive(self._module, personalized)
         if self._only_build:
             raise ModelReady
         if self._keeps_known:
-            self.known = self._what_the_server_has(self.exchange_of(callbacks_of(trainer)))
+            self.known = self._what_the_server_has(exchange, personalized)
         super().setup(trainer)
 
-    def sent(self, shared: SharedTensors) -> None:
-        """Keep what is sent in the client's checkpoint, as the next turn's step sets out from it."""
-        if self.saved is not None:
-            self.saved[_CARRIED]["sent"] = [dump_flat(shared.common), dump_flat(shared.same_architecture)]
+    def sent(self, shared: SharedTensors, held_back: SharedTensors | None = None) -> None:
+        """Keep what is sent in the client's checkpoint, as the next turn's step sets out from it.
 
-    def _what_the_server_has(self, exchange: Exchange) -> SharedTensors:
+        Args:
+            shared: as the server reads it.
+            held_back: what it lacks of what the client had to send; None: nothing.
+        """
+        carried = self.saved if self.saved is not None else self._incoming
+        if carried is None or (self.saved is None and held_back is None):
+            return
+        for name, tensors in {"sent": shared, "held_back": held_back}.items():
+            if tensors is not None:
+                carried[_CARRIED][name] = [dump_flat(tensors.common), dump_flat(tensors.same_architecture)]
+
+    def _opened(self, exchange: Exchange) -> Personalized:
+        """What the server sent, read."""
+        if not isinstance(self._sent, Parcel):
+            return self._sent
+        assert self._terms is not None
+        return open_parcel(self._sent, self._terms.wire, layouts=layouts_of(exchange.upload(self._module)))
+
+    def _what_the_server_has(self, exchange: Exchange, personalized: Personalized) -> SharedTensors:
         """What the client has sent last, or how its model starts, with what the server has sent since over it."""
-        sent = None if self._incoming is None else self._incoming[_CARRIED].get("sent")
-        if sent is None:
+        carried: Mapping[str, Any] = {} if self._incoming is None else self._incoming[_CARRIED]
+        if "sent" not in carried:
             return exchange.upload(self._module)
-        return overlaid(SharedTensors(load_flat(sent[0]), load_flat(sent[1])), self._personalized.start)
+        if "held_back" in carried and personalized.start is not None:  # elsewhere the model itself still has it
+            self.owed = only_where(_loaded(carried["held_back"]), personalized.start)
+        return overlaid(_loaded(carried["sent"]), personalized.start)
 
     @override
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
@@ -252,6 +279,10 @@ class ClientStrategy(SingleDeviceStrategy):
                 "them from a file, or seed them."
             )
         return set(left_out)
+
+
+def _loaded(entries: Sequence[Mapping[str, Any]]) -> SharedTensors:
+    return SharedTensors(*(load_flat(entry) for entry in entries))
 
 
 def _is_same(one: object, other: object) -> bool:

@@ -20,6 +20,7 @@ def expectation(client: Client, assignment: Assignment, *, plan: Plan, state: Se
         plan: of the run; knows the models that are built before a client runs.
         state: knows what other clients' first accepted updates looked like.
     """
+    sent = state.post.opened(client.id, assignment.personalized)
     sample = plan.samples.get(plan.snapshot_of[client.id])
     architecture, layouts = None, None
     if sample is not None:
@@ -32,7 +33,7 @@ def expectation(client: Client, assignment: Assignment, *, plan: Plan, state: Se
         round=assignment.round,
         architecture=architecture,
         layouts=layouts,
-        start=_start(None if sample is None else sample.shared, assignment.personalized.start),
+        start=_start(None if sample is None else sample.shared, sent.start),
         sketch_size=state.sketch_size,
         counted=client.num_examples is not None,
     )

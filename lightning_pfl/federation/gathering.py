@@ -38,6 +38,7 @@ class Harvest:
         assignments: what each delivered client was asked.
         failed: why clients gave no result.
         open: jobs at work.
+        unreadable: why the letters of clients among the delivered cannot be read.
     """
 
     stage: TrainerFn
@@ -46,6 +47,7 @@ class Harvest:
     assignments: dict[str, Assignment] = field(default_factory=dict)
     failed: dict[str, Failure] = field(default_factory=dict)
     open: dict[str, Job] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     def missing(self) -> dict[str, str]:
         """Why clients have not delivered, in words."""
@@ -71,17 +73,25 @@ class Gatherer:
         pool: started.
         rules: of the run.
         tell: is told how many clients have delivered, and how many are wanted.
+        read: reads the letter that a result holds; raises `ValueError` where that is none.
 
     Attributes:
         pending: clients that still train for an earlier round, with what they were asked.
     """
 
-    def __init__(self, pool: ClientPool, rules: RoundRules, tell: Callable[[int, int], None]) -> None:
+    def __init__(
+        self,
+        pool: ClientPool,
+        rules: RoundRules,
+        tell: Callable[[int, int], None],
+        read: Callable[[JobResult, Assignment], JobResult],
+    ) -> None:
         self.pending: dict[str, Assignment] = {}
         self._arrived: list[JobResult] = []  # of pending clients, while others were evaluated
         self._pool = pool
         self._rules = rules
         self._tell = tell
+        self._read = read
 
     def collect(self, harvest: Harvest, jobs: Sequence[Job], *, wanted: int, needed: int) -> None:
         """Ask clients, and wait.
@@ -109,9 +119,9 @@ class Gatherer:
             if result is None:
                 break
             if result.client_id in harvest.open:
-                harvest.take(result, harvest.open.pop(result.client_id).assignment)
+                self._take(harvest, result, harvest.open.pop(result.client_id).assignment)
             elif harvest.stage is TrainerFn.FITTING:
-                harvest.take(result, self.pending.pop(result.client_id))
+                self._take(harvest, result, self.pending.pop(result.client_id))
             else:
                 self._arrived.append(result)
                 continue
@@ -150,6 +160,13 @@ class Gatherer:
         """Cancel whoever is at work for this round; nothing of it will count."""
         self._cancel(harvest.open)
         harvest.open.clear()
+
+    def _take(self, harvest: Harvest, result: JobResult, assignment: Assignment) -> None:
+        try:
+            result = self._read(result, assignment)
+        except ValueError as error:
+            harvest.unreadable[result.client_id] = f"what it sent cannot be read: {error}"
+        harvest.take(result, assignment)
 
     def _waits_on(self, harvest: Harvest, *, wanted: int, needed: int) -> bool:
         got, pending = len(harvest.delivered), len(self.pending) if harvest.stage is TrainerFn.FITTING else 0

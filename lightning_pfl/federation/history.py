@@ -1,7 +1,7 @@
 """What a run remembers for its user: who counted how much for whom in every round, who did not, and what travelled.
 
 `RelevanceRecord` is one round's N x N matrices; `RelevanceFile` keeps all of them as lines of JSON beside the run's
-other logs. `LeftOut` says whose turn did not count, and why. `Traffic` counts bytes.
+other logs. `LeftOut` says whose turn did not count, and why. `Traffic` counts bytes, `RoundTraffic` those of a round.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lightning_pfl.types import Aggregation
 
-__all__ = ["LeftOut", "RelevanceFile", "RelevanceRecord", "Traffic"]
+__all__ = ["LeftOut", "RelevanceFile", "RelevanceRecord", "RoundTraffic", "Traffic"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,3 +144,48 @@ class Traffic:
 
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(self.up + other.up, self.down + other.down)
+
+
+@dataclass(frozen=True, eq=False)
+class RoundTraffic:
+    """Bytes that travelled in one round.
+
+    Attributes:
+        round: from 0. What is sent to be evaluated after aggregation counts in the round that has ended.
+        client_ids: who sent or received anything.
+        up: int64, one per client: from it.
+        down: the same, to it.
+
+    Example:
+        >>> RoundTraffic.of(3, {"ward-3": Traffic(up=10, down=4)}).by_client
+        {'ward-3': Traffic(up=10, down=4)}
+    """
+
+    round: int
+    client_ids: tuple[str, ...]
+    up: Tensor
+    down: Tensor
+
+    @staticmethod
+    def of(round: int, traffic: Mapping[str, Traffic]) -> RoundTraffic:
+        """From what each client sent and received, in the order of ids, whoever came first."""
+        names = sorted(traffic)
+        pairs = torch.tensor([(traffic[one].up, traffic[one].down) for one in names], dtype=torch.int64).reshape(-1, 2)
+        return RoundTraffic(round, tuple(names), pairs[:, 0], pairs[:, 1])
+
+    @property
+    def by_client(self) -> dict[str, Traffic]:
+        """Per client."""
+        return {
+            client_id: Traffic(up, down)
+            for client_id, up, down in zip(self.client_ids, self.up.tolist(), self.down.tolist(), strict=True)
+        }
+
+    def dump(self) -> dict[str, Any]:
+        """Plain containers, for a checkpoint."""
+        return {"round": self.round, "client_ids": list(self.client_ids), "bytes": torch.stack([self.up, self.down])}
+
+    @staticmethod
+    def load(entry: Mapping[str, Any]) -> RoundTraffic:
+        """Undo `dump`."""
+        return RoundTraffic(entry["round"], tuple(entry["client_ids"]), *entry["bytes"])

@@ -12,8 +12,9 @@ from typing import Any
 
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lightning_pfl.federation.letters import Terms
 from lightning_pfl.federation.privacy import Permit
-from lightning_pfl.types import Assignment, ClientUpdate
+from lightning_pfl.types import Assignment, ClientUpdate, UpdateLetter
 
 __all__ = ["Failure", "Job", "JobResult", "LogRecord"]
 
@@ -30,6 +31,7 @@ class Job:
         seed: of the client, used in its first turn only; later the state carries the random generators.
         num_threads: torch threads of this client; they change bits, so they belong to the client, not to the place.
         permit: what the client needs to noise what it sends, and what it may still send; None: nothing is noised.
+        terms: how client and server write to each other; None: tensors travel as they are.
     """
 
     assignment: Assignment
@@ -39,6 +41,7 @@ class Job:
     seed: int
     num_threads: int = 1
     permit: Permit | None = None
+    terms: Terms | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class JobResult:
     Attributes:
         client_id: whose turn it was.
         update: what goes to the aggregator; None unless the job trained.
+        letter: the update's tensors as bytes, which the update then lacks; None where they travel as they are.
         state: the client's private checkpoint for its next turn, as bytes; None unless the job trained.
         metrics: what the client's Trainer reported, by the user's names.
         predictions: what ``trainer.predict`` returned; None unless the job predicted.
@@ -83,8 +87,16 @@ class JobResult:
 
     client_id: str
     update: ClientUpdate | None = None
+    letter: UpdateLetter | None = None
     state: bytes | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     predictions: Any = None
     logs: Sequence[LogRecord] = ()
     failure: Failure | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that travel to the server."""
+        if self.letter is not None:
+            return self.letter.nbytes
+        return 0 if self.update is None else self.update.nbytes

@@ -27,7 +27,17 @@ from lightning_pfl.functional.mechanisms import (
 )
 from lightning_pfl.types import ClientUpdate, FlatTensors, SharedTensors
 
-__all__ = ["Permit", "Privacy", "charged", "overlaid", "prepare_privacy", "release", "require_room"]
+__all__ = [
+    "Permit",
+    "Privacy",
+    "charged",
+    "only_where",
+    "overlaid",
+    "prepare_privacy",
+    "release",
+    "require_room",
+    "require_within",
+]
 
 _LOG = logging.getLogger(__name__)
 
@@ -113,7 +123,7 @@ class Permit:
 def release(
     update: ClientUpdate, permit: Permit, *, known: SharedTensors | None, bound: SketchBound | None, trained: bool
 ) -> ClientUpdate:
-    """What a client sends instead of what it has, as the last thing that its turn does.
+    """What a client sends instead of what it has. What it costs is checked when it is written (`require_within`).
 
     Args:
         update: as it would be sent without noise.
@@ -127,7 +137,6 @@ def release(
         The update with noise.
 
     Raises:
-        PrivacyBudgetError: it would exceed the budget.
         ValueError: what is to be hidden cannot be bounded.
     """
     privacy, stream = permit.privacy, NoiseStream(permit.key, update.client_id, update.round)
@@ -137,9 +146,17 @@ def release(
     if privacy.updates is not None:
         assert known is not None
         shared = noised_update(shared, known, privacy.updates, stream) if trained else known
-    noised = replace(update, sketch=sketch, shared=shared)
-    _require_within(permit.ledger, charged(permit.ledger, noised, privacy), noised.client_id, noised.round, privacy)
-    return noised
+    return replace(update, sketch=sketch, shared=shared)
+
+
+def require_within(update: ClientUpdate, permit: Permit) -> None:
+    """Check what a client is about to send, as the server will read it, against its budget.
+
+    Raises:
+        PrivacyBudgetError: it would exceed the budget.
+    """
+    after = charged(permit.ledger, update, permit.privacy)
+    _require_within(permit.ledger, after, update.client_id, update.round, permit.privacy)
 
 
 def charged(ledger: Ledger, update: ClientUpdate, privacy: Privacy) -> Ledger:
@@ -230,6 +247,25 @@ def overlaid(below: SharedTensors, above: SharedTensors | None) -> SharedTensors
     return SharedTensors(
         _overlaid(below.common, above.common), _overlaid(below.same_architecture, above.same_architecture)
     )
+
+
+def only_where(shared: SharedTensors, given: SharedTensors) -> SharedTensors:
+    """Shared tensors with zeros in place of those that are not given.
+
+    Example:
+        >>> import torch
+        >>> shared = SharedTensors(FlatTensors.pack({"P": torch.ones(1), "Q": torch.ones(1)}))
+        >>> only_where(shared, SharedTensors(FlatTensors.pack({"Q": torch.zeros(1)}))).common.vector
+        tensor([0., 1.])
+    """
+    return SharedTensors(
+        _only_where(shared.common, given.common), _only_where(shared.same_architecture, given.same_architecture)
+    )
+
+
+def _only_where(flat: FlatTensors, given: FlatTensors) -> FlatTensors:
+    names = set(given.layout.names)
+    return FlatTensors.pack({name: value if name in names else value * 0 for name, value in flat.unpack().items()})
 
 
 def _overlaid(below: FlatTensors, above: FlatTensors) -> FlatTensors:

@@ -18,7 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning_pfl.aggregation import Aggregator, Welcome, WelcomingAggregator
 from lightning_pfl.aggregation.guard import Inspection
 from lightning_pfl.callbacks.federated import Exchange
-from lightning_pfl.errors import ClientFailedError, FederationError
+from lightning_pfl.errors import ClientFailedError, FederationError, RejectedUpdateError
 from lightning_pfl.federation.expected import expectation, learn
 from lightning_pfl.federation.gathering import Gatherer, Harvest
 from lightning_pfl.federation.history import LeftOut, RelevanceRecord, Traffic
@@ -44,7 +44,7 @@ class RoundReport:
         metrics: means over the round's clients, by the user's names (validation: ``*_local``).
         logs: what each client handed to its logger.
         relevance: the round's matrices.
-        counts: how many updates counted, and how many turns did not, by the names of metrics.
+        counts: how many updates counted, how many turns did not, and bytes so far, by the names of metrics.
         spent: epsilon so far, of each client and the highest; nothing where nothing is noised.
     """
 
@@ -116,7 +116,7 @@ class Rounds:
         self._fraction = fraction
         self._rules = rules
         self._seed = seed
-        self._gatherer = Gatherer(pool, rules, tell)
+        self._gatherer = Gatherer(pool, rules, tell, self._read)
         self._clients = {client.id: client for client in plan.clients}
         self.participants: tuple[str, ...] = ()
 
@@ -165,6 +165,10 @@ class Rounds:
             names = [update.client_id for update in accepted]
             states = ((client_id, harvest.states.get(client_id)) for client_id in names)
             self.state.store.put_all((client_id, state) for client_id, state in states if state is not None)
+            keeping = set(harvest.states.ids())
+            for update in accepted:
+                if update.client_id in keeping:
+                    self.state.post.count(update.client_id, update.shared)
         finally:
             harvest.states.close()
         self.state.measures = inspection.measures
@@ -217,13 +221,14 @@ class Rounds:
     def job(self, client_id: str, stage: TrainerFn, round: int, *, count: bool = True) -> Job:
         """A client's next turn as data; ``count`` says whether what the server sends is traffic."""
         return Job(
-            assignment=Assignment(client_id, round, self.state.next_for(client_id, count=count)),
+            assignment=Assignment(client_id, round, self.state.next_for(client_id, round=round if count else None)),
             stage=stage,
             snapshot=self.plan.snapshot_of[client_id],
             state=self.state.store.get(client_id),
             seed=client_seed(self._seed, client_id),
             num_threads=self._clients[client_id].num_threads,
             permit=self.state.ledgers.permit(client_id, self.state.store) if stage is TrainerFn.FITTING else None,
+            terms=self.state.post.terms(client_id),
         )
 
     def welcome(self, newcomer: ClientUpdate) -> Welcome:
@@ -235,7 +240,8 @@ class Rounds:
         if isinstance(self._aggregator, WelcomingAggregator):
             return self._aggregator.welcome(newcomer, self.state.aggregator)
         name = type(self._aggregator).__name__
-        return Welcome(self.state.newcomer, {}, [f"`{name}` sends the same to every newcomer, whatever its task."])
+        sent = self.state.post.opened("", self.state.newcomer)
+        return Welcome(sent, {}, [f"`{name}` sends the same to every newcomer, whatever its task."])
 
     def _gather(self, harvest: Harvest, jobs: Sequence[Job], round: int, enough: int) -> Inspection | None:
         """Train clients until a round stands; None if it is skipped."""
@@ -261,8 +267,7 @@ class Rounds:
         for client_id, reason in {**left_out, **dropped}.items():
             self._leave_out(round, client_id, reason)
         for result in harvest.delivered.values():
-            assert result.update is not None
-            self.state.traffic[result.client_id] += Traffic(up=result.update.nbytes)
+            self.state.count(round, result.client_id, Traffic(up=result.nbytes))
         return inspection if stands else None
 
     def _collect(
@@ -313,12 +318,23 @@ class Rounds:
 
     def _inspect(self, harvest: Harvest) -> Inspection:
         """What the guard says of the updates that have come."""
-        updates = [self._update(result) for result in harvest.delivered.values()]
+        readable = [one for one in harvest.delivered.values() if one.client_id not in harvest.unreadable]
         expected = {
             client_id: expectation(self._clients[client_id], assignment, plan=self.plan, state=self.state)
             for client_id, assignment in harvest.assignments.items()
         }
-        return self._aggregator.guard.inspect(updates, expected=expected, measures=self.state.measures)
+        guard = self._aggregator.guard
+        updates = [self._update(result) for result in readable]
+        inspection = guard.inspect(updates, expected=expected, measures=self.state.measures)
+        if harvest.unreadable and guard.strict:
+            raise RejectedUpdateError(f"These updates cannot be mixed: {dict(sorted(harvest.unreadable.items()))}.")
+        return replace(inspection, rejected={**inspection.rejected, **harvest.unreadable})
+
+    def _read(self, result: JobResult, assignment: Assignment) -> JobResult:
+        """A result with its letter read."""
+        if result.update is None or self.state.post.wire is None:
+            return result
+        return replace(result, update=self.state.post.read(result.letter, result.update, assignment))
 
     def _leave_out(self, round: int, client_id: str, reason: str) -> None:
         times = 1 + sum(one.client_id == client_id for one in self.state.left_out)
@@ -335,7 +351,7 @@ class Rounds:
             metrics={**metrics, **record.summary()},
             logs={client_id: harvest.delivered[client_id].logs for client_id in self.participants},
             relevance=record,
-            counts={"round/updates": float(len(counted)), "round/left_out": float(left_out)},
+            counts={"round/updates": float(len(counted)), "round/left_out": float(left_out), **self.state.bytes_so_far},
             spent=self.state.ledgers.metrics(),
         )
 

@@ -9,12 +9,14 @@ from lightning_pfl.aggregation import Aggregator
 from lightning_pfl.aggregation.memory import dump_flat, load_flat
 from lightning_pfl.errors import CheckpointMismatchError
 from lightning_pfl.federation.fingerprint import Fingerprint
-from lightning_pfl.federation.history import LeftOut, RelevanceRecord, Traffic
+from lightning_pfl.federation.history import LeftOut, RelevanceRecord, RoundTraffic, Traffic
 from lightning_pfl.federation.ledgers import Ledgers
+from lightning_pfl.federation.post import Post, dump_parcel, load_parcel
 from lightning_pfl.federation.privacy import Privacy
 from lightning_pfl.federation.relevance_log import RelevanceLog
 from lightning_pfl.federation.store import ClientStore
-from lightning_pfl.types import Aggregation, Layout, Personalized, SharedTensors
+from lightning_pfl.functional.wire import WireFormat
+from lightning_pfl.types import Aggregation, Layout, Parcel, Personalized, SharedTensors
 
 __all__ = ["ServerState"]
 
@@ -29,10 +31,11 @@ class ServerState:
         client_ids: of the run, in order.
         store: the clients' private states.
         privacy: what is noised; None: nothing.
+        wire: in which format clients and server write to each other; None: in none.
 
     Attributes:
         aggregator: what the aggregator remembers.
-        personalized: what each known client receives next.
+        personalized: what each known client receives next, as it travels.
         newcomer: what a client receives that has never sent anything.
         relevance: one record per round, the newest in memory.
         left_out: whose turns did not count, in order.
@@ -41,14 +44,21 @@ class ServerState:
         sketch_size: numbers in a sketch; None while nobody has sent any.
         traffic: per client, bytes so far.
         ledgers: what clients have told with noise.
+        post: what has been written to and by clients.
     """
 
-    def __init__(self, client_ids: Sequence[str], store: ClientStore, privacy: Privacy | None = None) -> None:
+    def __init__(
+        self,
+        client_ids: Sequence[str],
+        store: ClientStore,
+        privacy: Privacy | None = None,
+        wire: WireFormat | None = None,
+    ) -> None:
         self.client_ids = tuple(client_ids)
         self.store = store
         self.aggregator: Mapping[str, Any] = {}
-        self.personalized: dict[str, Personalized] = {}
-        self.newcomer = Personalized()
+        self.personalized: dict[str, Personalized | Parcel] = {}
+        self.newcomer: Personalized | Parcel = Personalized()
         self.relevance = RelevanceLog(store.blobs)
         self.left_out: list[LeftOut] = []
         self.measures: Mapping[str, Sequence[float]] = {}
@@ -56,21 +66,42 @@ class ServerState:
         self.sketch_size: int | None = None
         self.traffic = {client_id: Traffic() for client_id in self.client_ids}
         self.ledgers = Ledgers(privacy)
-        self._received: dict[str, Personalized] = {}
+        self.post = Post(wire)
+        self._received: dict[str, Personalized | Parcel] = {}
+        self._closed: list[RoundTraffic] = []
+        self._open: tuple[int, dict[str, Traffic]] = (0, {})
 
-    def next_for(self, client_id: str, *, count: bool = True) -> Personalized:
-        """What a client receives in its next turn, counted as traffic once."""
+    @property
+    def traffic_by_round(self) -> list[RoundTraffic]:
+        """What travelled in each round in which something did, in order."""
+        return [*self._closed, RoundTraffic.of(*self._open)] if self._open[1] else list(self._closed)
+
+    @property
+    def bytes_so_far(self) -> dict[str, float]:
+        """In both directions together with all clients, by the names of metrics."""
+        total = sum(self.traffic.values(), Traffic())
+        return {"traffic/up": float(total.up), "traffic/down": float(total.down)}
+
+    def count(self, round: int, client_id: str, traffic: Traffic) -> None:
+        """Count bytes that have travelled."""
+        if round != self._open[0]:
+            self._closed, self._open = self.traffic_by_round, (round, {})
+        self.traffic[client_id] += traffic
+        self._open[1][client_id] = self._open[1].get(client_id, Traffic()) + traffic
+
+    def next_for(self, client_id: str, *, round: int | None) -> Personalized | Parcel:
+        """What a client receives in its next turn, counted as traffic of a round once; None: it is not."""
         personalized = self.personalized.get(client_id, self.newcomer)
-        if count and self._received.get(client_id) is not personalized:
+        if round is not None and self._received.get(client_id) is not personalized:
             self._received[client_id] = personalized
-            self.traffic[client_id] += Traffic(down=personalized.nbytes)
+            self.count(round, client_id, Traffic(down=personalized.nbytes))
         return personalized
 
     def accept(self, round: int, aggregation: Aggregation) -> RelevanceRecord:
         """Take over a round's aggregation."""
         self.aggregator = aggregation.state
-        self.personalized = dict(aggregation.personalized)
-        self.newcomer = aggregation.newcomer
+        self.personalized = {one: self.post.sealed(one, sent) for one, sent in aggregation.personalized.items()}
+        self.newcomer = self.post.sealed(None, aggregation.newcomer)
         record = RelevanceRecord.of(round, aggregation)
         self.relevance.append(record)
         return record
@@ -96,6 +127,8 @@ class ServerState:
             "layouts": {client_id: _dump_layouts(*known) for client_id, known in self.layouts.items()},
             "sketch_size": self.sketch_size,
             "traffic": {client_id: [one.up, one.down] for client_id, one in self.traffic.items()},
+            "traffic_by_round": [one.dump() for one in self.traffic_by_round],
+            "post": self.post.state_dict(),
             "privacy": self.ledgers.state_dict(),
             "store": self.store.state_dict(),
         }
@@ -126,7 +159,12 @@ class ServerState:
         self.layouts = {client_id: _load_layouts(entry) for client_id, entry in saved["layouts"].items()}
         self.sketch_size = saved["sketch_size"]
         self.traffic = {client_id: Traffic(*numbers) for client_id, numbers in saved["traffic"].items()}
+        self._closed, self._open = [RoundTraffic.load(entry) for entry in saved.get("traffic_by_round", ())], (0, {})
+        if self._closed:
+            last = self._closed.pop()
+            self._open = last.round, last.by_client
         self.ledgers.load_state_dict(saved.get("privacy", {}))
+        self.post.load_state_dict(saved.get("post", {}))
 
     def _check(
         self, saved: Mapping[str, Any], aggregator: Aggregator | None, fingerprints: Mapping[str, Fingerprint]
@@ -156,6 +194,7 @@ class ServerState:
             )
         if aggregator is not None:
             self.ledgers.check(saved.get("privacy", {}), started=bool(saved["aggregator"]))
+        self.post.check(saved.get("post", {}))
         for name, fingerprint in fingerprints.items():
             there = saved["models"].get(name)
             if there is None:
@@ -179,7 +218,9 @@ def _load_layouts(entry: Sequence[Any]) -> tuple[str, Layout, Layout]:
     return entry[0], common, bound
 
 
-def _dump(personalized: Personalized) -> dict[str, Any]:
+def _dump(personalized: Personalized | Parcel) -> dict[str, Any]:
+    if isinstance(personalized, Parcel):
+        return dump_parcel(personalized)
     parts = {"frozen": personalized.frozen, "start": personalized.start}
     return {
         name: None
@@ -189,7 +230,9 @@ def _dump(personalized: Personalized) -> dict[str, Any]:
     }
 
 
-def _load(entry: Mapping[str, Any]) -> Personalized:
+def _load(entry: Mapping[str, Any]) -> Personalized | Parcel:
+    if "letters" in entry:
+        return load_parcel(entry)
     parts = {
         name: None if part is None else SharedTensors(load_flat(part["common"]), load_flat(part["same_architecture"]))
         for name, part in entry.items()

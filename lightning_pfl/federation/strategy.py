@@ -26,7 +26,7 @@ from lightning_pfl.errors import FederationError
 from lightning_pfl.federation._compat import MockOptimizer
 from lightning_pfl.federation.checkpoint_files import CheckpointFiles
 from lightning_pfl.federation.client import Client, as_clients
-from lightning_pfl.federation.history import LeftOut, RelevanceRecord, Traffic
+from lightning_pfl.federation.history import LeftOut, RelevanceRecord, RoundTraffic, Traffic
 from lightning_pfl.federation.launcher import FederatedLauncher
 from lightning_pfl.federation.personal import Newcomer, export, personalize, personalize_new
 from lightning_pfl.federation.pools import ClientPool, RayPool
@@ -36,6 +36,7 @@ from lightning_pfl.federation.rules import RoundRules
 from lightning_pfl.federation.server_state import ServerState
 from lightning_pfl.federation.store import ClientStore
 from lightning_pfl.federation.template import ClientTemplate
+from lightning_pfl.functional.wire import LargestChanges, WireFormat
 
 __all__ = ["FederatedStrategy"]
 
@@ -64,6 +65,8 @@ class FederatedStrategy(SingleDeviceStrategy):
         rules: how long a round waits, for how many clients, and what becomes of the rest. None: it waits for all of
             them, and a client that fails ends the run.
         privacy: what noise hides in what clients send, and how much they may tell. None: they send it without noise.
+        wire: in which format clients and server write what they send each other: `Bfloat16`, `Int8`, `LargestChanges`.
+            None: all numbers are sent as they are, in float32. Only what travels is rounded, after noise is added.
         store: where clients' private states lie between turns. None: in memory up to a cap, then on the local disk.
         seed: of everything that is drawn: who takes part, and each client's random stream.
 
@@ -71,7 +74,7 @@ class FederatedStrategy(SingleDeviceStrategy):
         client_id: None here; in a client ``trainer.strategy.client_id`` is its id.
 
     Raises:
-        ValueError: a number out of range, no clients, or two of one id.
+        ValueError: a number out of range, no clients, two of one id, or noise on updates of which the largest is sent.
         TypeError: an argument of another type.
 
     Example:
@@ -95,6 +98,7 @@ class FederatedStrategy(SingleDeviceStrategy):
         share: Sequence[str] = (),
         rules: RoundRules | None = None,
         privacy: Privacy | None = None,
+        wire: WireFormat | None = None,
         store: ClientStore | None = None,
         seed: int = 0,
     ) -> None:
@@ -107,6 +111,7 @@ class FederatedStrategy(SingleDeviceStrategy):
             ("pool", pool, ClientPool),
             ("rules", rules, RoundRules),
             ("privacy", privacy, Privacy),
+            ("wire", wire, WireFormat),
         ):
             if value is not None and not isinstance(value, kind):
                 raise TypeError(f"`{name}` must be a {kind.__name__}, but is {value!r}.")
@@ -121,6 +126,11 @@ class FederatedStrategy(SingleDeviceStrategy):
             raise TypeError(f"`share` must be a sequence of names, but is {share!r}.")
         if not isinstance(seed, int):
             raise TypeError(f"`seed` must be a whole number, but is {seed!r}.")
+        if isinstance(wire, LargestChanges) and privacy is not None and privacy.updates is not None:
+            raise ValueError(
+                f"`Privacy(updates=...)` adds noise to every number, and `wire={wire!r}` would then send the numbers "
+                "with the largest noise. Take `wire=Bfloat16()` or `Int8()`, which round what is noised."
+            )
         self.clients = as_clients(clients)
         self.aggregator = aggregator
         self.pool: ClientPool = pool or RayPool()
@@ -130,13 +140,14 @@ class FederatedStrategy(SingleDeviceStrategy):
         self.share = tuple(share)
         self.rules = rules or RoundRules()
         self.privacy = privacy
+        self.wire = wire
         self.seed = seed
         self.parallel_devices: list[torch.device] | None = None  # Lightning fills it in, and the next one
         self.num_nodes = 1
         self.after_teardown: Callable[[], None] | None = None
         self.unbuilt: MutableMapping[L.LightningModule, L.LightningModule] = weakref.WeakKeyDictionary()
         self._template: tuple[weakref.ref[L.Trainer], ClientTemplate] | None = None
-        self._state = ServerState([client.id for client in self.clients], self.store, privacy)
+        self._state = ServerState([client.id for client in self.clients], self.store, privacy, wire)
         self._fitted: weakref.ref[L.LightningModule] | None = None
         self._rounds: Rounds | None = None
 
@@ -171,6 +182,11 @@ class FederatedStrategy(SingleDeviceStrategy):
     def traffic(self) -> Mapping[str, Traffic]:
         """Bytes that travelled so far, by client id."""
         return dict(self._state.traffic)
+
+    @property
+    def traffic_by_round(self) -> list[RoundTraffic]:
+        """Bytes that travelled in each round, by client and direction."""
+        return self._state.traffic_by_round
 
     def epsilon(self, client_id: str) -> float:
         """What a client has told so far, at the delta of its budget (`Privacy`); 0 where nothing is noised.
@@ -290,7 +306,7 @@ class FederatedStrategy(SingleDeviceStrategy):
         if stage is TrainerFn.FITTING:
             if not goes_on or trainer.current_epoch == 0:
                 self.store.close()
-                self._state = ServerState([client.id for client in self.clients], self.store, self.privacy)
+                self._state = ServerState([client.id for client in self.clients], self.store, self.privacy, self.wire)
             self._fitted = weakref.ref(module)
         return self._state
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import traceback
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -31,12 +32,14 @@ from lightning_pfl.federation.forwarding import ForwardingLogger
 from lightning_pfl.federation.frozen import checksums
 from lightning_pfl.federation.jobs import Failure, Job, JobResult, LogRecord
 from lightning_pfl.federation.metrics import local_name
-from lightning_pfl.federation.privacy import release
+from lightning_pfl.federation.post import write_update
+from lightning_pfl.federation.privacy import release, require_within
 from lightning_pfl.federation.segment import SegmentLoop
 from lightning_pfl.federation.snapshot import Snapshot
 from lightning_pfl.federation.sources import ClientData
 from lightning_pfl.federation.state_bytes import pack, unpack
-from lightning_pfl.types import ClientUpdate
+from lightning_pfl.functional.wire import LargestChanges
+from lightning_pfl.types import ClientUpdate, SharedTensors
 
 __all__ = ["build_client", "introduce_client", "run_job", "unpack_state"]
 
@@ -128,8 +131,9 @@ class _Turn:
             incoming=self.incoming,
             personalized=job.assignment.personalized,
             base=_BASES[snapshot],
+            terms=job.terms,
             only_build=only_build,
-            keep_known=job.permit is not None and job.permit.privacy.updates is not None,
+            keep_known=self._noises_updates or self._tells_changes,
         )
         self.arguments = data.arguments(self.client_id, job.stage)
         self.logger = next((one for one in self.trainer.loggers if isinstance(one, ForwardingLogger)), None)
@@ -176,15 +180,25 @@ class _Turn:
             sketch=sketch,
             metrics=metrics,
         )
+        letter, held_back, trained = None, None, self.strategy.saved is not None
         if self.job.permit is not None:
             bound = sketches[0].take_bound() if sketches else None
-            trained = self.strategy.saved is not None
             update = release(update, self.job.permit, known=self.strategy.known, bound=bound, trained=trained)
-            self.strategy.sent(update.shared)
+        if self.job.terms is not None:  # after the noise, so that rounding sees only what may be seen
+            copy, owed = (self.strategy.known, self.strategy.owed) if self._tells_changes else (None, None)
+            letter, update, held_back = write_update(update, self.job.terms, copy=copy, owed=owed)
+        if self.job.permit is not None:
+            require_within(update, self.job.permit)
+        if self._noises_updates or self._tells_changes:
+            self.strategy.sent(update.shared, held_back)
         state = self.job.state
         if self.strategy.saved is not None:
             state = pack(self.strategy.saved, check=state is None)
-        return JobResult(self.client_id, update=update, state=state, metrics=metrics, logs=self._logs())
+        elif held_back is not None and self.incoming is not None:
+            state = pack(self.incoming)
+        if letter is not None:
+            update = replace(update, shared=SharedTensors(), sketch=None)
+        return JobResult(self.client_id, update, letter, state=state, metrics=metrics, logs=self._logs())
 
     def introduce(self) -> ClientUpdate:
         exchange = self.strategy.exchange_of(callbacks_of(self.trainer))
@@ -219,6 +233,14 @@ class _Turn:
         vars(self.module).clear()
         vars(self.strategy).clear()
         vars(self.trainer).clear()
+
+    @property
+    def _noises_updates(self) -> bool:
+        return self.job.permit is not None and self.job.permit.privacy.updates is not None
+
+    @property
+    def _tells_changes(self) -> bool:
+        return self.job.terms is not None and isinstance(self.job.terms.wire, LargestChanges)
 
     def _metrics(self) -> dict[str, float]:
         """What was logged, validation metrics under their local names."""

@@ -26,11 +26,13 @@ from lightning_pfl.benchmark.archives import unpack as unpack_archive
 from lightning_pfl.benchmark.rcc import read_rcc
 from lightning_pfl.benchmark.records import read_records
 from lightning_pfl.benchmark.scenarios import read_scenario, write_scenario
+from lightning_pfl.federation.letters import layouts_of, read_shared, read_sketch, write_shared, write_sketch
 from lightning_pfl.federation.state_bytes import pack, unpack
+from lightning_pfl.functional.wire import Bfloat16, Int8, LargestChanges
 from lightning_pfl.parties import Mailbox, PartyCheckpoint, Roster, Signer, Update, make_key
 from lightning_pfl.parties.mailbox import Sealed
 from lightning_pfl.parties.messages import Mixture
-from lightning_pfl.types import ClientUpdate, FlatTensors, Personalized, SharedTensors
+from lightning_pfl.types import ClientUpdate, FlatTensors, Letter, Personalized, SharedTensors
 from tests.adapters.tiny import mlp
 from tests.benchmark.conftest import _ar_member, _tar
 from tests.benchmark.test_rcc import _rcc
@@ -256,6 +258,29 @@ STATE = pack({"epoch": 1, "weights": torch.ones(3), "states": [{"step": torch.te
 @given(content=blobs([STATE]))
 def test_client_states(content):
     judged(lambda: unpack(content))
+
+
+# -- what travels in a wire format -----------------------------------------------------------------------------------
+
+CHANGES = LargestChanges(0.5, values=Int8(block=2))
+LETTERS = [
+    write_shared(SHARED, CHANGES, known=()).common,
+    write_shared(SHARED, CHANGES, known=layouts_of(SHARED)).common,
+    write_shared(SHARED, CHANGES, known=(), copy=SHARED).common,
+]
+
+
+@fuzz(0.8)
+@given(content=blobs(LETTERS))
+def test_letters(content):
+    shared = judged(lambda: read_shared(Letter(content), CHANGES, layouts=layouts_of(SHARED), copy=SHARED))
+    assert shared is None or len(content) >= shared.common.layout.numel / 2
+
+
+@fuzz(0.2)
+@given(content=blobs([write_sketch(torch.ones(300), Bfloat16())]))
+def test_sketches(content):
+    judged(lambda: read_sketch(content, Bfloat16()))
 
 
 # -- configs and records ---------------------------------------------------------------------------------------------

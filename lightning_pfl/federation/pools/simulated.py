@@ -104,8 +104,7 @@ class SimulatedPool(ClientPool):
             result = self._pool.next()
             assert result is not None, "without a timeout, what was submitted comes"
             begun, down, pace = self._asked.pop(result.client_id)
-            up = 0 if result.update is None else result.update.nbytes
-            self._coming[result.client_id] = begun + pace.until_there(down=down, up=up), result
+            self._coming[result.client_id] = begun + pace.until_there(down=down, up=result.nbytes), result
         if not self._coming and not self._silent:
             return None
         first = min(self._coming, key=lambda client_id: (self._coming[client_id][0], client_id), default=None)
