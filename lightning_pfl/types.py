@@ -2,8 +2,8 @@
 
 Start at `ClientUpdate` (what a client sends up) and `Personalized` (what the server sends down); both are made of
 `SharedTensors`, which are made of `FlatTensors`: one float32 vector with a `Layout` that says what lies where. Where a
-wire format is chosen, they travel as an `UpdateLetter` and a `Parcel`. Only what stands here travels; a client's
-private state never does.
+wire format is chosen, they travel as an `UpdateLetter` and a `PersonalizedLetter`. Only what stands here travels; a
+client's private state never does.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ __all__ = [
     "FlatTensors",
     "Layout",
     "Letter",
-    "Parcel",
     "Personalized",
+    "PersonalizedLetter",
     "SharedTensors",
     "UpdateLetter",
 ]
@@ -227,7 +227,7 @@ class UpdateLetter:
 
 
 @dataclass(frozen=True, eq=False)
-class Parcel:
+class PersonalizedLetter:
     """What a client receives (`Personalized`), as bytes. One letter may be both parts, and then travels once."""
 
     frozen: Letter | None = None
@@ -247,12 +247,12 @@ class Assignment:
     Attributes:
         client_id: whose turn it is.
         round: from 0.
-        personalized: what the server sends along; a `Parcel` where a wire format is chosen.
+        personalized: what the server sends along; a `PersonalizedLetter` where a wire format is chosen.
     """
 
     client_id: str
     round: int
-    personalized: Personalized | Parcel = field(default_factory=Personalized)
+    personalized: Personalized | PersonalizedLetter = field(default_factory=Personalized)
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,12 +21,12 @@ from lightning_pfl.aggregation.memory import dump_flat, load_flat
 from lightning_pfl.callbacks.federated import Exchange
 from lightning_pfl.federation._compat import Launcher, callbacks_of, leave, place, updated_metrics
 from lightning_pfl.federation.frozen import checksums
-from lightning_pfl.federation.letters import Terms, layouts_of, open_parcel
+from lightning_pfl.federation.letters import Terms, layouts_of, read_personalized
 from lightning_pfl.federation.privacy import only_where, overlaid
 from lightning_pfl.federation.scope import of_clients
 from lightning_pfl.federation.segment import SegmentEnd
 from lightning_pfl.federation.sharing import exchange_of
-from lightning_pfl.types import Parcel, Personalized, SharedTensors
+from lightning_pfl.types import Personalized, PersonalizedLetter, SharedTensors
 
 __all__ = ["IN", "OUT", "ClientInterrupted", "ClientStrategy", "ModelReady"]
 
@@ -84,7 +84,7 @@ class ClientStrategy(SingleDeviceStrategy):
         self.validation: dict[str, float] = {}
         self.validation_names: set[str] = set()
         self._incoming: Mapping[str, Any] | None = None
-        self._sent: Personalized | Parcel = Personalized()
+        self._sent: Personalized | PersonalizedLetter = Personalized()
         self._terms: Terms | None = None
         self._only_build = False
         self._keeps_known = False
@@ -104,7 +104,7 @@ class ClientStrategy(SingleDeviceStrategy):
         round: int,
         *,
         incoming: Mapping[str, Any] | None,
-        personalized: Personalized | Parcel,
+        personalized: Personalized | PersonalizedLetter,
         base: Mapping[str, int],
         terms: Terms | None = None,
         only_build: bool = False,
@@ -183,10 +183,10 @@ class ClientStrategy(SingleDeviceStrategy):
 
     def _opened(self, exchange: Exchange) -> Personalized:
         """What the server sent, read."""
-        if not isinstance(self._sent, Parcel):
+        if not isinstance(self._sent, PersonalizedLetter):
             return self._sent
         assert self._terms is not None
-        return open_parcel(self._sent, self._terms.wire, layouts=layouts_of(exchange.upload(self._module)))
+        return read_personalized(self._sent, self._terms.wire, layouts=layouts_of(exchange.upload(self._module)))
 
     def _what_the_server_has(self, exchange: Exchange, personalized: Personalized) -> SharedTensors:
         """What the client has sent last, or how its model starts, with what the server has sent since over it."""

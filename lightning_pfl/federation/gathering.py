@@ -74,9 +74,11 @@ class Gatherer:
         rules: of the run.
         tell: is told how many clients have delivered, and how many are wanted.
         read: reads the letter that a result holds; raises `ValueError` where that is none.
+        seconds: that turns took before, by client.
 
     Attributes:
         pending: clients that still train for an earlier round, with what they were asked.
+        seconds: how long each client's last training turn took.
     """
 
     def __init__(
@@ -85,8 +87,10 @@ class Gatherer:
         rules: RoundRules,
         tell: Callable[[int, int], None],
         read: Callable[[JobResult, Assignment], JobResult],
+        seconds: Mapping[str, float],
     ) -> None:
         self.pending: dict[str, Assignment] = {}
+        self.seconds = dict(seconds)
         self._arrived: list[JobResult] = []  # of pending clients, while others were evaluated
         self._pool = pool
         self._rules = rules
@@ -162,6 +166,8 @@ class Gatherer:
         harvest.open.clear()
 
     def _take(self, harvest: Harvest, result: JobResult, assignment: Assignment) -> None:
+        if harvest.stage is TrainerFn.FITTING and result.failure is None:
+            self.seconds[result.client_id] = result.seconds
         try:
             result = self._read(result, assignment)
         except ValueError as error:

@@ -83,6 +83,7 @@ class JobResult:
         predictions: what ``trainer.predict`` returned; None unless the job predicted.
         logs: what the client logged on its way.
         failure: why there is nothing else in this result; None when all went well.
+        seconds: that the turn took where it ran.
     """
 
     client_id: str
@@ -93,6 +94,7 @@ class JobResult:
     predictions: Any = None
     logs: Sequence[LogRecord] = ()
     failure: Failure | None = None
+    seconds: float = 0.0
 
     @property
     def nbytes(self) -> int:

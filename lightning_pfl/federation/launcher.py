@@ -10,13 +10,13 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelSummary
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_pfl.federation._compat import Launcher, adopt, attach_datamodule, become_server, callbacks_of
 from lightning_pfl.federation.checks import (
@@ -26,10 +26,12 @@ from lightning_pfl.federation.checks import (
     require_lightning,
 )
 from lightning_pfl.federation.client_strategy import ClientStrategy
-from lightning_pfl.federation.plan import Plan, make_plan
+from lightning_pfl.federation.forecast import forecast
+from lightning_pfl.federation.plan import make_plan
 from lightning_pfl.federation.privacy import prepare_privacy
-from lightning_pfl.federation.progress import show_clients
+from lightning_pfl.federation.progress import Progress
 from lightning_pfl.federation.rounds import Rounds
+from lightning_pfl.federation.schedule import wanted
 from lightning_pfl.federation.scope import of_clients, of_server
 from lightning_pfl.federation.server import ServerModule
 from lightning_pfl.federation.sharing import exchange_of
@@ -81,7 +83,10 @@ class FederatedLauncher(Launcher):
         rounds = self._prepare(trainer, module, data, stage)
         self._told_to_end = False
         try:
-            with self._places(rounds.plan):
+            with self._places(rounds, trainer):
+                if self._strategy.dry_run:
+                    trainer.state.status, trainer.training = TrainerStatus.FINISHED, False
+                    return None if stage is TrainerFn.FITTING else []
                 return self._serve(function, asked, trainer, rounds, module, data.datamodule)
         except SystemExit as error:
             if self._told_to_end and not isinstance(error, SIGTERMException):
@@ -141,24 +146,33 @@ class FederatedLauncher(Launcher):
             aggregator.aggregate(
                 list(plan.samples.values()), {}
             )  # what cannot be mixed comes to light before anything runs
+        state = strategy.state_for(trainer, module, stage)
         return Rounds(
             plan,
-            strategy.state_for(trainer, module, stage),
+            state,
             pool=strategy.pool,
             aggregator=aggregator,
             exchange=exchange,
             fraction=strategy.fraction,
             rules=strategy.rules,
             seed=strategy.seed,
-            tell=partial(show_clients, trainer),
+            tell=Progress(trainer, strategy.pool, lambda: state.bytes_so_far),
+            seconds=strategy.seconds,
         )
 
     @contextlib.contextmanager
-    def _places(self, plan: Plan) -> Iterator[None]:
-        """The pool, started; closed whatever happens."""
-        pool = self._strategy.pool
+    def _places(self, rounds: Rounds, trainer: L.Trainer) -> Iterator[None]:
+        """The pool, started unless nothing is to run; closed whatever happens."""
+        strategy, pool = self._strategy, self._strategy.pool
+        clients = rounds.plan.clients
         try:
-            pool.start(plan.clients, plan.snapshots)
+            room = pool.look(clients)
+            if trainer.state.fn is TrainerFn.FITTING:
+                count = wanted(len(clients), strategy.fraction)
+                plan = forecast(clients, room, num_clients=count, seconds=strategy.seconds)
+                rank_zero_info(f"Federation: {plan}.")
+            if not strategy.dry_run:
+                pool.start(clients, rounds.plan.snapshots)
             yield
         finally:
             pool.close()

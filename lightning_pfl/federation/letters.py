@@ -19,15 +19,15 @@ from typing import Any, final
 from torch import Tensor
 
 from lightning_pfl.functional.wire import DenseFormat, LargestChanges, WireFormat
-from lightning_pfl.types import FlatTensors, Layout, Letter, Parcel, Personalized, SharedTensors
+from lightning_pfl.types import FlatTensors, Layout, Letter, Personalized, PersonalizedLetter, SharedTensors
 
 __all__ = [
     "Terms",
     "layouts_of",
-    "open_parcel",
+    "read_personalized",
     "read_shared",
     "read_sketch",
-    "seal_parcel",
+    "write_personalized",
     "write_shared",
     "write_sketch",
 ]
@@ -99,7 +99,7 @@ def read_shared(
     return SharedTensors(*(_read(data, wire, layouts, base) for data, base in zip(pieces, copies, strict=True)))
 
 
-def seal_parcel(personalized: Personalized, wire: WireFormat, *, known: Collection[bytes]) -> Parcel:
+def write_personalized(personalized: Personalized, wire: WireFormat, *, known: Collection[bytes]) -> PersonalizedLetter:
     """Write what a client receives; ``known`` as in `write_shared`."""
     written: dict[int, Letter] = {}
     sent: list[tuple[SharedTensors, Letter]] = []
@@ -116,15 +116,15 @@ def seal_parcel(personalized: Personalized, wire: WireFormat, *, known: Collecti
             sent.append((shared, written[id(shared)]))
         return written[id(shared)]
 
-    return Parcel(letter(personalized.frozen), letter(personalized.start))
+    return PersonalizedLetter(letter(personalized.frozen), letter(personalized.start))
 
 
-def open_parcel(parcel: Parcel, wire: WireFormat, *, layouts: Mapping[bytes, Layout]) -> Personalized:
+def read_personalized(letter: PersonalizedLetter, wire: WireFormat, *, layouts: Mapping[bytes, Layout]) -> Personalized:
     """Read what a client receives; see `read_shared`."""
-    frozen = None if parcel.frozen is None else read_shared(parcel.frozen, wire.dense, layouts=layouts)
-    if parcel.start is parcel.frozen:
+    frozen = None if letter.frozen is None else read_shared(letter.frozen, wire.dense, layouts=layouts)
+    if letter.start is letter.frozen:
         return Personalized(frozen, frozen)
-    start = None if parcel.start is None else read_shared(parcel.start, wire.dense, layouts=layouts)
+    start = None if letter.start is None else read_shared(letter.start, wire.dense, layouts=layouts)
     return Personalized(frozen, start)
 
 

@@ -18,10 +18,10 @@ from lightning_pfl.errors import CheckpointMismatchError
 from lightning_pfl.federation.letters import (
     Terms,
     layouts_of,
-    open_parcel,
+    read_personalized,
     read_shared,
     read_sketch,
-    seal_parcel,
+    write_personalized,
     write_shared,
     write_sketch,
 )
@@ -33,13 +33,13 @@ from lightning_pfl.types import (
     FlatTensors,
     Layout,
     Letter,
-    Parcel,
     Personalized,
+    PersonalizedLetter,
     SharedTensors,
     UpdateLetter,
 )
 
-__all__ = ["Post", "dump_parcel", "load_parcel", "write_update"]
+__all__ = ["Post", "dump_letter", "load_letter", "write_update"]
 
 
 def write_update(
@@ -87,18 +87,18 @@ class Post:
             return None
         return Terms(self.wire, frozenset(self._layouts.get(client_id, ())), client_id in self._copies)
 
-    def sealed(self, client_id: str | None, personalized: Personalized) -> Personalized | Parcel:
+    def sealed(self, client_id: str | None, personalized: Personalized) -> Personalized | PersonalizedLetter:
         """What a client receives, as it travels; ``client_id`` is None for whoever knows nothing yet."""
         if self.wire is None:
             return personalized
-        return seal_parcel(personalized, self.wire, known=self._layouts.get(client_id or "", ()))
+        return write_personalized(personalized, self.wire, known=self._layouts.get(client_id or "", ()))
 
-    def opened(self, client_id: str, personalized: Personalized | Parcel) -> Personalized:
+    def opened(self, client_id: str, personalized: Personalized | PersonalizedLetter) -> Personalized:
         """What a client has received, as it reads it."""
-        if not isinstance(personalized, Parcel):
+        if not isinstance(personalized, PersonalizedLetter):
             return personalized
         assert self.wire is not None
-        return open_parcel(personalized, self.wire, layouts=self._layouts.get(client_id, {}))
+        return read_personalized(personalized, self.wire, layouts=self._layouts.get(client_id, {}))
 
     def read(self, letter: UpdateLetter | None, update: ClientUpdate, assignment: Assignment) -> ClientUpdate:
         """What a client has sent.
@@ -171,23 +171,23 @@ class Post:
         }
 
 
-def dump_parcel(parcel: Parcel) -> dict[str, Any]:
-    """A parcel as plain containers of tensors of bytes."""
+def dump_letter(letter: PersonalizedLetter) -> dict[str, Any]:
+    """A letter as plain containers of tensors of bytes."""
     return {
         "letters": [
             None if one is None else [_as_tensor(one.common), _as_tensor(one.same_architecture)]
-            for one in (parcel.frozen, None if parcel.start is parcel.frozen else parcel.start)
+            for one in (letter.frozen, None if letter.start is letter.frozen else letter.start)
         ],
-        "alike": parcel.start is parcel.frozen,
+        "alike": letter.start is letter.frozen,
     }
 
 
-def load_parcel(entry: Mapping[str, Any]) -> Parcel:
-    """Undo `dump_parcel`."""
+def load_letter(entry: Mapping[str, Any]) -> PersonalizedLetter:
+    """Undo `dump_letter`."""
     frozen, start = (
         None if one is None else Letter(*(piece.numpy().tobytes() for piece in one)) for one in entry["letters"]
     )
-    return Parcel(frozen, frozen if entry["alike"] else start)
+    return PersonalizedLetter(frozen, frozen if entry["alike"] else start)
 
 
 def _as_tensor(data: bytes) -> torch.Tensor:

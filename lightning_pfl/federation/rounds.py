@@ -87,6 +87,7 @@ class Rounds:
         rules: how long to wait for whom.
         seed: of the run.
         tell: is told how many clients have delivered, and how many are wanted.
+        seconds: how long turns took in an earlier launch, by client id.
 
     Attributes:
         participants: who delivered in the last round that was begun.
@@ -106,6 +107,7 @@ class Rounds:
         rules: RoundRules,
         seed: int,
         tell: Callable[[int, int], None],
+        seconds: Mapping[str, float],
     ) -> None:
         self.plan = plan
         self.state = state
@@ -116,9 +118,14 @@ class Rounds:
         self._fraction = fraction
         self._rules = rules
         self._seed = seed
-        self._gatherer = Gatherer(pool, rules, tell, self._read)
+        self._gatherer = Gatherer(pool, rules, tell, self._read, seconds)
         self._clients = {client.id: client for client in plan.clients}
         self.participants: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """How long each client's last training turn took, by id."""
+        return self._gatherer.seconds
 
     def train(self, round: int, module: L.LightningModule) -> RoundReport:
         """One round.
@@ -351,7 +358,11 @@ class Rounds:
             metrics={**metrics, **record.summary()},
             logs={client_id: harvest.delivered[client_id].logs for client_id in self.participants},
             relevance=record,
-            counts={"round/updates": float(len(counted)), "round/left_out": float(left_out), **self.state.bytes_so_far},
+            counts={
+                "round/updates": float(len(counted)),
+                "round/left_out": float(left_out),
+                **dict(zip(("traffic/up", "traffic/down"), map(float, self.state.bytes_so_far), strict=True)),
+            },
             spent=self.state.ledgers.metrics(),
         )
 

@@ -11,12 +11,12 @@ from lightning_pfl.errors import CheckpointMismatchError
 from lightning_pfl.federation.fingerprint import Fingerprint
 from lightning_pfl.federation.history import LeftOut, RelevanceRecord, RoundTraffic, Traffic
 from lightning_pfl.federation.ledgers import Ledgers
-from lightning_pfl.federation.post import Post, dump_parcel, load_parcel
+from lightning_pfl.federation.post import Post, dump_letter, load_letter
 from lightning_pfl.federation.privacy import Privacy
 from lightning_pfl.federation.relevance_log import RelevanceLog
 from lightning_pfl.federation.store import ClientStore
 from lightning_pfl.functional.wire import WireFormat
-from lightning_pfl.types import Aggregation, Layout, Parcel, Personalized, SharedTensors
+from lightning_pfl.types import Aggregation, Layout, Personalized, PersonalizedLetter, SharedTensors
 
 __all__ = ["ServerState"]
 
@@ -57,8 +57,8 @@ class ServerState:
         self.client_ids = tuple(client_ids)
         self.store = store
         self.aggregator: Mapping[str, Any] = {}
-        self.personalized: dict[str, Personalized | Parcel] = {}
-        self.newcomer: Personalized | Parcel = Personalized()
+        self.personalized: dict[str, Personalized | PersonalizedLetter] = {}
+        self.newcomer: Personalized | PersonalizedLetter = Personalized()
         self.relevance = RelevanceLog(store.blobs)
         self.left_out: list[LeftOut] = []
         self.measures: Mapping[str, Sequence[float]] = {}
@@ -67,7 +67,7 @@ class ServerState:
         self.traffic = {client_id: Traffic() for client_id in self.client_ids}
         self.ledgers = Ledgers(privacy)
         self.post = Post(wire)
-        self._received: dict[str, Personalized | Parcel] = {}
+        self._received: dict[str, Personalized | PersonalizedLetter] = {}
         self._closed: list[RoundTraffic] = []
         self._open: tuple[int, dict[str, Traffic]] = (0, {})
 
@@ -77,10 +77,9 @@ class ServerState:
         return [*self._closed, RoundTraffic.of(*self._open)] if self._open[1] else list(self._closed)
 
     @property
-    def bytes_so_far(self) -> dict[str, float]:
-        """In both directions together with all clients, by the names of metrics."""
-        total = sum(self.traffic.values(), Traffic())
-        return {"traffic/up": float(total.up), "traffic/down": float(total.down)}
+    def bytes_so_far(self) -> tuple[int, int]:
+        """Up and down, with all clients together."""
+        return sum(one.up for one in self.traffic.values()), sum(one.down for one in self.traffic.values())
 
     def count(self, round: int, client_id: str, traffic: Traffic) -> None:
         """Count bytes that have travelled."""
@@ -89,7 +88,7 @@ class ServerState:
         self.traffic[client_id] += traffic
         self._open[1][client_id] = self._open[1].get(client_id, Traffic()) + traffic
 
-    def next_for(self, client_id: str, *, round: int | None) -> Personalized | Parcel:
+    def next_for(self, client_id: str, *, round: int | None) -> Personalized | PersonalizedLetter:
         """What a client receives in its next turn, counted as traffic of a round once; None: it is not."""
         personalized = self.personalized.get(client_id, self.newcomer)
         if round is not None and self._received.get(client_id) is not personalized:
@@ -218,9 +217,9 @@ def _load_layouts(entry: Sequence[Any]) -> tuple[str, Layout, Layout]:
     return entry[0], common, bound
 
 
-def _dump(personalized: Personalized | Parcel) -> dict[str, Any]:
-    if isinstance(personalized, Parcel):
-        return dump_parcel(personalized)
+def _dump(personalized: Personalized | PersonalizedLetter) -> dict[str, Any]:
+    if isinstance(personalized, PersonalizedLetter):
+        return dump_letter(personalized)
     parts = {"frozen": personalized.frozen, "start": personalized.start}
     return {
         name: None
@@ -230,9 +229,9 @@ def _dump(personalized: Personalized | Parcel) -> dict[str, Any]:
     }
 
 
-def _load(entry: Mapping[str, Any]) -> Personalized | Parcel:
+def _load(entry: Mapping[str, Any]) -> Personalized | PersonalizedLetter:
     if "letters" in entry:
-        return load_parcel(entry)
+        return load_letter(entry)
     parts = {
         name: None if part is None else SharedTensors(load_flat(part["common"]), load_flat(part["same_architecture"]))
         for name, part in entry.items()

@@ -68,6 +68,8 @@ class FederatedStrategy(SingleDeviceStrategy):
         wire: in which format clients and server write what they send each other: `Bfloat16`, `Int8`, `LargestChanges`.
             None: all numbers are sent as they are, in float32. Only what travels is rounded, after noise is added.
         store: where clients' private states lie between turns. None: in memory up to a cap, then on the local disk.
+        dry_run: ``trainer.fit`` builds the models, looks at the places, says how many clients will run at a time and
+            how long a round will take, and trains nothing.
         seed: of everything that is drawn: who takes part, and each client's random stream.
 
     Attributes:
@@ -100,6 +102,7 @@ class FederatedStrategy(SingleDeviceStrategy):
         privacy: Privacy | None = None,
         wire: WireFormat | None = None,
         store: ClientStore | None = None,
+        dry_run: bool = False,
         seed: int = 0,
     ) -> None:
         self._clients_accelerator: Accelerator | None = None
@@ -141,6 +144,7 @@ class FederatedStrategy(SingleDeviceStrategy):
         self.rules = rules or RoundRules()
         self.privacy = privacy
         self.wire = wire
+        self.dry_run = dry_run
         self.seed = seed
         self.parallel_devices: list[torch.device] | None = None  # Lightning fills it in, and the next one
         self.num_nodes = 1
@@ -195,6 +199,11 @@ class FederatedStrategy(SingleDeviceStrategy):
             ValueError: no client of that name.
         """
         return self._state.ledgers.epsilon(self._known(client_id))
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """How long each client's last training turn took, by client id, where it has had one in this process."""
+        return {} if self._rounds is None else dict(self._rounds.seconds)
 
     def personalize(self, module: L.LightningModule, client_id: str) -> L.LightningModule:
         """One client's model, with its private state and what the server has for it.

@@ -8,6 +8,7 @@ generators in the client's state.
 
 from __future__ import annotations
 
+import time
 import traceback
 import weakref
 from dataclasses import replace
@@ -60,13 +61,15 @@ def run_job(snapshot: Snapshot, job: Job) -> JobResult:
         KeyboardInterrupt: Ctrl-C during the turn.
         SystemExit: SIGTERM during the turn, as Lightning does.
     """
+    begun = time.perf_counter()
     try:
         with quiet():
             turn = _Turn(snapshot, job)
             try:
-                return turn.fit() if job.stage is TrainerFn.FITTING else turn.evaluate()
+                result = turn.fit() if job.stage is TrainerFn.FITTING else turn.evaluate()
             finally:
                 turn.forget()
+            return replace(result, seconds=time.perf_counter() - begun)
     except ClientInterrupted as error:
         raise KeyboardInterrupt from error
     except Exception as error:

@@ -9,10 +9,10 @@ import torch
 
 from lightning_pfl.federation.letters import (
     layouts_of,
-    open_parcel,
+    read_personalized,
     read_shared,
     read_sketch,
-    seal_parcel,
+    write_personalized,
     write_shared,
     write_sketch,
 )
@@ -69,9 +69,12 @@ def test_what_is_frozen_and_a_start_at_once_travels_once():
 
     twice, different = Personalized(shared, again), Personalized(shared, other)
 
-    assert seal_parcel(twice, Float32(), known=()).nbytes * 2 == seal_parcel(different, Float32(), known=()).nbytes
+    assert (
+        write_personalized(twice, Float32(), known=()).nbytes * 2
+        == write_personalized(different, Float32(), known=()).nbytes
+    )
     for sent in (twice, different, Personalized(None, shared), Personalized(shared, None), Personalized()):
-        got = open_parcel(seal_parcel(sent, Float32(), known=()), Float32(), layouts={})
+        got = read_personalized(write_personalized(sent, Float32(), known=()), Float32(), layouts={})
         for one, wanted in ((got.frozen, sent.frozen), (got.start, sent.start)):
             assert (one is None) == (wanted is None)
             assert one is None or torch.equal(one.common.vector, wanted.common.vector)

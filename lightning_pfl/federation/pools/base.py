@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from math import inf
 
 from lightning_pfl.federation.client import Client
 from lightning_pfl.federation.jobs import Job, JobResult
+from lightning_pfl.federation.pools.placement import Demand, Placement
 from lightning_pfl.federation.snapshot import Snapshot
 
 __all__ = ["ClientPool"]
@@ -58,6 +60,20 @@ class ClientPool(ABC):
     def close(self) -> None:
         """Give everything back. Safe to call twice, and after an interrupt."""
 
+    def look(self, clients: Sequence[Client]) -> Placement:
+        """What room there is, before any of it is used, and check that every client fits; nothing is started.
+
+        By default one turn runs at a time, whatever it takes.
+
+        Raises:
+            ValueError: as in `start`.
+        """
+        return Placement({"here": dict.fromkeys(_resources(clients), inf)}, limit=1)
+
+    def at_work(self) -> tuple[int, int] | None:
+        """How many places run a turn now, and how many there are; None where that says nothing."""
+        return None
+
     def wait_until_ready(self) -> None:  # noqa: B027 - most places are ready at once
         """Wait until places are ready to work, so that their start does not count against a deadline."""
 
@@ -78,3 +94,8 @@ class ClientPool(ABC):
         finally:
             if left:
                 self.cancel(left)
+
+
+def _resources(clients: Sequence[Client]) -> set[str]:
+    """All that any of them asks for, by the names that clusters use."""
+    return {name for client in clients for name in Demand.of(client).amounts}

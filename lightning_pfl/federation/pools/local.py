@@ -13,6 +13,7 @@ from lightning_pfl.federation.client import Client
 from lightning_pfl.federation.jobs import Job, JobResult
 from lightning_pfl.federation.pools.base import ClientPool
 from lightning_pfl.federation.pools.isolation import ProcessSettings
+from lightning_pfl.federation.pools.placement import Placement
 from lightning_pfl.federation.snapshot import Snapshot
 from lightning_pfl.federation.turn import run_job
 
@@ -44,8 +45,8 @@ class LocalPool(ClientPool):
         self._settings: ProcessSettings | None = None
         self._queue: deque[Job] = deque()
 
-    def start(self, clients: Sequence[Client], snapshots: Mapping[str, Snapshot]) -> None:
-        """Check that each client fits into this process. See `ClientPool.start`."""
+    def look(self, clients: Sequence[Client]) -> Placement:
+        """Check that each client fits into this process. See `ClientPool.look`."""
         has = {"num_cpus": float(os.cpu_count() or 1), "num_gpus": float(_num_gpus()), **self._resources}
         for client in clients:
             asks = {"num_cpus": client.num_cpus, "num_gpus": client.num_gpus, **client.resources}
@@ -56,6 +57,11 @@ class LocalPool(ClientPool):
                         "and `LocalPool` runs all clients on it. Ask for less, or use `RayPool(address=...)` with a "
                         "cluster that has it."
                     )
+        return super().look(clients)
+
+    def start(self, clients: Sequence[Client], snapshots: Mapping[str, Snapshot]) -> None:
+        """Check that each client fits into this process. See `ClientPool.start`."""
+        self.look(clients)
         self._snapshots = dict(snapshots)
         self._settings = ProcessSettings.capture()
 

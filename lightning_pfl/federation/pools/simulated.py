@@ -18,6 +18,7 @@ from lightning_pfl.federation.client import Client
 from lightning_pfl.federation.jobs import Job, JobResult
 from lightning_pfl.federation.pools.base import ClientPool
 from lightning_pfl.federation.pools.local import LocalPool
+from lightning_pfl.federation.pools.placement import Demand, Placement
 from lightning_pfl.federation.snapshot import Snapshot
 
 __all__ = ["Pace", "SimulatedPool"]
@@ -82,6 +83,12 @@ class SimulatedPool(ClientPool):
     def start(self, clients: Sequence[Client], snapshots: Mapping[str, Snapshot]) -> None:
         """Start the other pool. See `ClientPool.start`."""
         self._pool.start(clients, snapshots)
+
+    def look(self, clients: Sequence[Client]) -> Placement:
+        """Every client is a device of its own. See `ClientPool.look`."""
+        self._pool.look(clients)
+        resources = {name for client in clients for name in Demand.of(client).amounts}
+        return Placement({"devices": dict.fromkeys(resources, inf)}, limit=len(clients))
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Note the time, and run those that will ever answer. See `ClientPool.submit`."""
