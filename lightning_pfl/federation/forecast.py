@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import final
 
 from lightning_pfl.federation.client import Client
-from lightning_pfl.federation.pools.placement import Demand, Placement
+from lightning_pfl.federation.pools.placement import Demand, Placement, longest_first
 
-__all__ = ["Forecast", "duration", "forecast", "longest_first"]
+__all__ = ["Forecast", "duration", "forecast"]
 
 
 @final
@@ -80,19 +80,6 @@ def forecast(clients: Sequence[Client], room: Placement, *, num_clients: int, se
         now, _, node, demand = heapq.heappop(running)
         room.give_back(node, demand)
     return Forecast(len(taking_part), most, now if seconds else None)
-
-
-def longest_first(client_ids: Sequence[str], seconds: Mapping[str, float]) -> list[str]:
-    """Clients in the order in which a round is over soonest: the longest turns first, unknown ones before all.
-
-    Source:
-        Longest processing time first: Graham, SIAM Journal on Applied Mathematics 17 (1969); at most 4/3 of the best.
-
-    Example:
-        >>> longest_first(["a", "b", "c", "d"], {"a": 1.0, "b": 9.0, "d": 4.0})
-        ['c', 'b', 'd', 'a']
-    """
-    return sorted(client_ids, key=lambda client_id: -seconds.get(client_id, float("inf")))
 
 
 def duration(seconds: float) -> str:

@@ -93,6 +93,17 @@ class Post:
             return personalized
         return write_personalized(personalized, self.wire, known=self._layouts.get(client_id or "", ()))
 
+    def all_sealed(self, personalized: Mapping[str, Personalized]) -> dict[str, Personalized | PersonalizedLetter]:
+        """What each client receives, as it travels; what is one object for several clients is written once."""
+        written: dict[tuple[int, frozenset[bytes]], Personalized | PersonalizedLetter] = {}
+        sealed = {}
+        for client_id, sent in personalized.items():
+            key = id(sent), frozenset(self._layouts.get(client_id, ()))
+            if key not in written:
+                written[key] = self.sealed(client_id, sent)
+            sealed[client_id] = written[key]
+        return sealed
+
     def opened(self, client_id: str, personalized: Personalized | PersonalizedLetter) -> Personalized:
         """What a client has received, as it reads it."""
         if not isinstance(personalized, PersonalizedLetter):

@@ -99,7 +99,7 @@ class ServerState:
     def accept(self, round: int, aggregation: Aggregation) -> RelevanceRecord:
         """Take over a round's aggregation."""
         self.aggregator = aggregation.state
-        self.personalized = {one: self.post.sealed(one, sent) for one, sent in aggregation.personalized.items()}
+        self.personalized = self.post.all_sealed(aggregation.personalized)
         self.newcomer = self.post.sealed(None, aggregation.newcomer)
         record = RelevanceRecord.of(round, aggregation)
         self.relevance.append(record)

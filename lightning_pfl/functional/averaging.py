@@ -2,7 +2,7 @@
 
 Start at `mix` (every client gets a mixture of its own) or `weighted_mean` (one mixture for all). Clients need not
 hold the same names: a name is mixed over those that hold it, with their weights scaled up to sum to 1. Where all
-layouts are equal, which is the usual case, a whole round is one matrix product.
+layouts are equal, which is the usual case, a whole round is one matrix product, taken in chunks of columns.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ from torch import Tensor
 from lightning_pfl.types import FlatTensors, Layout
 
 __all__ = ["by_holders", "mix", "select", "weighted_mean", "write_names"]
+
+_AT_ONCE = 2**22  # numbers of all clients together that are gathered for one product: 16 MiB, and as much comes out
+_ROWS = 512
+_MANY, _SPARSE = 256, 16  # from so many clients on, and if only every so-many-th weight is not zero, zeros are skipped
 
 
 def mix(flats: Sequence[FlatTensors], rows: Tensor) -> list[FlatTensors]:
@@ -38,6 +42,8 @@ def mix(flats: Sequence[FlatTensors], rows: Tensor) -> list[FlatTensors]:
     """
     count = len(flats)
     _require_weights(rows, (count, count))
+    if len({flat.layout for flat in flats}) == 1:
+        return _mix_alike(flats, rows)
     mixed = [flat.vector.clone() for flat in flats]
     for holders, names, values in by_holders(flats):
         masses = rows.double()[holders][:, holders]
@@ -47,6 +53,32 @@ def mix(flats: Sequence[FlatTensors], rows: Tensor) -> list[FlatTensors]:
             if total > 0:
                 write_names(mixed[holder], flats[holder].layout, names, means[row])
     return [FlatTensors(flat.layout, vector) for flat, vector in zip(flats, mixed, strict=True)]
+
+
+def _mix_alike(flats: Sequence[FlatTensors], rows: Tensor) -> list[FlatTensors]:
+    """Mix clients of one layout, some columns of all of them at a time; beside its result it needs little memory."""
+    count, numel = len(flats), flats[0].layout.numel
+    totals = rows.sum(dim=1, dtype=torch.float64)
+    weights = _scaled(rows, totals)
+    mixed = [torch.empty_like(flat.vector) for flat in flats]
+    width = max(1, _AT_ONCE // count)
+    for start in range(0, numel, width):
+        part = weights @ torch.stack([flat.vector[start : start + width] for flat in flats])
+        torch._foreach_copy_([vector[start : start + width] for vector in mixed], list(part.unbind()))
+    for index in (totals <= 0).nonzero()[:, 0].tolist():
+        mixed[index].copy_(flats[index].vector)
+    return [FlatTensors(flat.layout, vector) for flat, vector in zip(flats, mixed, strict=True)]
+
+
+def _scaled(rows: Tensor, totals: Tensor) -> Tensor:
+    """Rows that sum to one, float32; stored without zeros where most are, as a product then skips them."""
+    weights = torch.empty(rows.shape)
+    for start in range(0, len(rows), _ROWS):  # in float64, but not all at once
+        end = start + _ROWS
+        weights[start:end] = rows[start:end].double() / totals[start:end, None].where(totals[start:end, None] > 0, 1.0)
+    if len(rows) >= _MANY and int(weights.count_nonzero()) * _SPARSE <= weights.numel():
+        return weights.to_sparse()
+    return weights
 
 
 def weighted_mean(flats: Sequence[FlatTensors], weights: Sequence[float] | Tensor) -> FlatTensors:

@@ -5,8 +5,8 @@ import logging
 import pytest
 
 from lightning_pfl.federation import Client, LocalPool, Pace, SimulatedPool
-from lightning_pfl.federation.forecast import Forecast, forecast, longest_first
-from lightning_pfl.federation.pools.placement import Placement
+from lightning_pfl.federation.forecast import Forecast, forecast
+from lightning_pfl.federation.pools.placement import Placement, longest_first
 from tests.federation.runs import strategy_of, trainer_of
 from tests.federation.test_strategy import colora
 from tests.federation.tiny import Blocks, ClientsOwnData, Tiny

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lightning_pfl.functional import averaging
 from lightning_pfl.functional.averaging import mix, select, weighted_mean
 from lightning_pfl.types import FlatTensors, Layout
 
@@ -27,6 +28,45 @@ def test_mix_ignores_the_scale_of_a_row():
 
     assert mix(flats, torch.tensor([[1.0, 3.0], [2.0, 6.0]]))[0].vector.tolist() == [3.0]
     assert mix(flats, torch.tensor([[1.0, 3.0], [2.0, 6.0]]))[1].vector.tolist() == [3.0]
+
+
+def many(count, numel=10, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [flat(P=torch.randn(numel, generator=generator).tolist()) for _ in range(count)]
+
+
+def expected(flats, rows):
+    """In float64, all at once."""
+    rows = rows.double()
+    values = torch.stack([one.vector for one in flats]).double()
+    totals = rows.sum(1, keepdim=True)
+    return torch.where(totals > 0, rows @ values / totals.where(totals > 0, 1.0), values).float()
+
+
+@pytest.mark.parametrize("at_once", [1, 7 * 3, 7 * 4, 10**6], ids=lambda numbers: f"{numbers} numbers")
+def test_columns_are_taken_in_chunks_of_any_width(monkeypatch, at_once):
+    """Seven clients of ten numbers, 1, 3, 4 and 10 columns at a time; client 2 takes nobody and keeps its own."""
+    monkeypatch.setattr(averaging, "_AT_ONCE", at_once)
+    rows = torch.rand(7, 7, generator=torch.Generator().manual_seed(1))
+    rows[2] = 0
+    flats = many(7)
+
+    mixed = mix(flats, rows)
+
+    torch.testing.assert_close(torch.stack([one.vector for one in mixed]), expected(flats, rows))
+    assert torch.equal(mixed[2].vector, flats[2].vector)
+
+
+@pytest.mark.parametrize("kept", [3, 60], ids=["few", "many"])
+def test_rows_of_mostly_zeros_give_the_same(kept):
+    flats, rows = many(300), torch.zeros(300, 300)
+    rows.scatter_(1, torch.rand(300, 300, generator=torch.Generator().manual_seed(1)).argsort(1)[:, :kept], 0.5)
+    rows[0] = 0
+
+    mixed = mix(flats, rows)
+
+    torch.testing.assert_close(torch.stack([one.vector for one in mixed]), expected(flats, rows))
+    assert averaging._scaled(rows, rows.sum(1).double()).is_sparse == (kept == 3)
 
 
 def test_a_name_is_mixed_over_those_that_hold_it():

@@ -152,6 +152,11 @@ class Actors:
         for slot in [slot for slot in self.slots if slot.node in gone and slot.turn is None]:
             self.drop(slot)
 
+    def meet_new_nodes(self) -> None:
+        """Take in nodes that have joined the cluster."""
+        if new := self._placement.welcome(cluster.nodes()):
+            _LOG.info("Ray: %d nodes have joined: %s.", len(new), ", ".join(sorted(node[:12] for node in new)))
+
     def close(self) -> None:
         """End all of them, once they have removed what they have written to disks of other machines."""
         slots, self.slots = self.slots, []

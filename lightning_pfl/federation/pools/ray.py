@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, final
 
+from lightning.pytorch.trainer.states import TrainerFn
+
 from lightning_pfl.errors import FederationError
 from lightning_pfl.federation.client import Client
 from lightning_pfl.federation.jobs import Failure, Job, JobResult
@@ -25,7 +27,7 @@ from lightning_pfl.federation.pools.actors import Actors, Slot, Turn
 from lightning_pfl.federation.pools.base import ClientPool
 from lightning_pfl.federation.pools.isolation import ProcessSettings
 from lightning_pfl.federation.pools.parcels import Parcels
-from lightning_pfl.federation.pools.placement import Demand, Placement, check_fit
+from lightning_pfl.federation.pools.placement import Demand, Placement, check_fit, longest_first
 from lightning_pfl.federation.pools.worker import Outcome, machine, versions
 from lightning_pfl.federation.snapshot import Snapshot
 
@@ -40,7 +42,9 @@ class RayPool(ClientPool):
     """Runs turns in Ray actors, on this machine or on a cluster.
 
     Each actor is as big as what its clients ask for, and clients that ask for the same share actors. A backbone is in
-    memory once per machine. An actor that dies is replaced and its job run again, with the same result.
+    memory once per machine. An actor that dies is replaced and its job run again, with the same result. A node that
+    joins the cluster is used from the next round on. Clients whose last turn took longest are run first, so that no
+    long turn begins when the others are done.
 
     Ray is connected to when the pool starts, unless the program did so already; then it is left running at the end,
     too. Initialise Ray yourself when several ``trainer.fit`` and ``trainer.test`` follow each other: it saves its
@@ -81,6 +85,7 @@ class RayPool(ClientPool):
         self._init = {"include_dashboard": False, "logging_level": logging.WARNING} | dict(init or {})
         self._init |= {"address": address, "log_to_driver": log_to_driver}
         self._owns_ray = False
+        self._seconds: dict[str, float] = {}  # that clients' last turns took
         self._reset()
 
     def _reset(self) -> None:
@@ -92,15 +97,34 @@ class RayPool(ClientPool):
 
     def start(self, clients: Sequence[Client], snapshots: Mapping[str, Snapshot]) -> None:
         """Connect to Ray, check that each client fits, and let actors warm up. See `ClientPool.start`."""
-        self.close()
+        self._end_actors()
         try:
-            if not cluster.is_connected():
-                self._owns_ray = True  # before it is done, as it may be interrupted
-                cluster.connect(self._init)
+            self._connect()
             self._prepare(clients, snapshots)
         except BaseException:
             self.close()
             raise
+
+    def look(self, clients: Sequence[Client]) -> Placement:
+        """Connect to Ray, and check that each client fits. See `ClientPool.look`."""
+        try:
+            self._connect()
+            nodes = cluster.nodes()
+            check_fit(clients, nodes)
+        except BaseException:
+            self.close()
+            raise
+        return Placement(nodes, limit=self._num_actors)
+
+    def at_work(self) -> tuple[int, int]:
+        """Actors. See `ClientPool.at_work`."""
+        slots = self._actors.slots
+        return sum(slot.turn is not None for slot in slots), len(slots)
+
+    def _connect(self) -> None:
+        if not cluster.is_connected():
+            self._owns_ray = True  # before it is done, as it may be interrupted
+            cluster.connect(self._init)
 
     def _prepare(self, clients: Sequence[Client], snapshots: Mapping[str, Snapshot]) -> None:
         nodes = cluster.nodes()
@@ -124,14 +148,17 @@ class RayPool(ClientPool):
 
     def close(self) -> None:
         """Kill the actors; shut Ray down if this pool started it. See `ClientPool.close`."""
-        actors = self._actors
-        self._reset()
         try:
-            actors.close()
+            self._end_actors()
         finally:
             if self._owns_ray:
                 self._owns_ray = False
                 cluster.disconnect()
+
+    def _end_actors(self) -> None:
+        actors = self._actors
+        self._reset()
+        actors.close()
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Hand them to the next free actors of their size. See `ClientPool.submit`."""
@@ -139,8 +166,11 @@ class RayPool(ClientPool):
             raise RuntimeError(
                 "This `RayPool` is not running: call `start` before `submit`, and not `close` in between."
             )
-        for job in jobs:
-            self._waiting.setdefault(self._demands[job.assignment.client_id], deque()).append(Turn(job))
+        if jobs:
+            self._actors.meet_new_nodes()
+        by_client = {job.assignment.client_id: job for job in jobs}
+        for client_id in longest_first(list(by_client), self._seconds):
+            self._waiting.setdefault(self._demands[client_id], deque()).append(Turn(by_client[client_id]))
         self._assign()
 
     def next(self, timeout: float | None = None) -> JobResult | None:
@@ -164,6 +194,8 @@ class RayPool(ClientPool):
             turn, slot.turn, slot.answer = slot.turn, None, None
             result = self._take(done, slot, turn)
             if result is not None and turn is not None:
+                if turn.job.stage is TrainerFn.FITTING and result.failure is None:
+                    self._seconds[result.client_id] = result.seconds
                 self._assign()  # before the caller gets to work on this result
                 return result
             if turn is not None:
@@ -243,11 +275,12 @@ class RayPool(ClientPool):
             if slot.answer is None and (queue := self._waiting.get(slot.demand)):
                 slot.run(queue.popleft())
         for demand, queue in self._waiting.items():
-            count = sum(slot.demand == demand for slot in slots)
-            while count < len(queue) and (demand.amounts or count == 0):
+            mine = [slot.turn is None for slot in slots if slot.demand == demand]
+            count, coming = len(mine), sum(mine)  # those that are not at work are starting, as there are jobs for all
+            while coming < len(queue) and (demand.amounts or count == 0):
                 idle = next((slot for slot in slots if slot.answer is None), None)
                 if self._actors.start(demand):
-                    count += 1
+                    count, coming = count + 1, coming + 1
                 elif count == 0 and idle is not None:
                     _LOG.warning("Ray: %s needs the room of %s, whose clients wait for it.", demand, idle.demand)
                     self._actors.drop(idle)
