@@ -262,7 +262,8 @@ class ClientUpdate:
     Attributes:
         client_id: who sends it.
         round: in which round it was trained, from 0.
-        num_examples: on how many training examples, > 0; the weight in a sample-weighted mean.
+        num_examples: on how many training examples; the weight in a sample-weighted mean. 0: the client had nothing to
+            train on, and the server leaves it out of the round before any rule sees it.
         architecture: equal for clients whose `SharedTensors.same_architecture` may be mixed.
         shared: the client's trained tensors L.
         sketch: what its task looks like, float32 of shape ``[k]``; None when no probe runs.

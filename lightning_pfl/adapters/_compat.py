@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 __all__ = [
     "CONFIG_NAME",
     "SAFETENSORS_WEIGHTS_NAME",
+    "AnyRankBuffers",
     "BaseTuner",
     "BaseTunerLayer",
     "Conv1D",
@@ -95,6 +96,19 @@ class FloatBuffers(BufferDict):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         return super()._apply(_at_least_float32(fn), recurse)
+
+
+class AnyRankBuffers(FloatBuffers):
+    """Buffers that are factors of a product: one that is loaded may have another rank than the one that is there."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name, held in list(self.items()):
+            new = state_dict.get(f"{prefix}{name}")
+            if isinstance(new, Tensor) and new.dim() == held.dim() == 2:
+                equal = [one == other for one, other in zip(new.shape, held.shape, strict=True)]
+                if any(equal) and not all(equal):
+                    self[name] = held.new_empty(new.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def forward_pre_hooks(module: nn.Module) -> dict[int, Callable[..., Any]]:

@@ -38,7 +38,7 @@ class CoLoraConfig(PeftConfig):
         r: rank; the same for all clients that exchange P and Q.
         alpha: the scale of an adapter is alpha / r.
         num_blocks: into how many parts of equal relative depth each stack of blocks is cut; the last block of each
-            part holds the layers whose P and Q are exchanged.
+            part holds the layers whose P and Q are exchanged. 0: no layer does, all are conventional.
         target_modules: which layers are adapted: a regular expression for the whole name, or parts of names. None:
             every linear layer and every convolution of the blocks, except the head, convolutions with groups and those
             narrower than the rank.
@@ -93,8 +93,8 @@ class CoLoraConfig(PeftConfig):
             raise ValueError(f"The rank `r` must be a positive integer, but is {self.r!r}.")
         if not (isinstance(self.alpha, (int, float)) and self.alpha > 0):
             raise ValueError(f"`alpha` must be positive (the scale is alpha / r), but is {self.alpha!r}.")
-        if not (isinstance(self.num_blocks, int) and self.num_blocks > 0):
-            raise ValueError(f"`num_blocks` must be a positive integer, but is {self.num_blocks!r}.")
+        if not (isinstance(self.num_blocks, int) and self.num_blocks >= 0):
+            raise ValueError(f"`num_blocks` must be an integer and not negative, but is {self.num_blocks!r}.")
         if not (isinstance(self.dropout, (int, float)) and 0 <= self.dropout < 1):
             raise ValueError(f"`dropout` must lie in [0, 1), but is {self.dropout!r}.")
         if not isinstance(self.gate, GatePolicy):

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_pfl.adapters._compat import (
+    AnyRankBuffers,
     BaseTunerLayer,
     Conv1D,
     FloatBuffers,
@@ -56,7 +57,8 @@ class CoLoraLayer(nn.Module, BaseTunerLayer):
     d_in is the number of columns of the layer's weight as a matrix: of a convolution, input channels times kernel size.
     Per adapter name: ``colora_P`` ``[r, r]``, ``colora_Q`` ``[r]`` and the frozen ``colora_basis_A`` ``[r, d_in]``,
     ``colora_basis_B`` ``[d_out, r]`` of a Co-LoRA layer; ``colora_A``, ``colora_B`` of a conventional one; with a
-    global branch the frozen ``colora_global_*`` of the same shapes and the trained ``colora_gate``.
+    global branch the frozen ``colora_global_*`` of the same shapes (A and B may have another rank) and the trained
+    ``colora_gate``.
     """
 
     is_colora = True
@@ -72,8 +74,8 @@ class CoLoraLayer(nn.Module, BaseTunerLayer):
     colora_aligned: FloatBuffers
     colora_global_P: FloatBuffers
     colora_global_Q: FloatBuffers
-    colora_global_A: FloatBuffers
-    colora_global_B: FloatBuffers
+    colora_global_A: AnyRankBuffers
+    colora_global_B: AnyRankBuffers
     adapter_layer_names = ("colora_P", "colora_Q", "colora_A", "colora_B", "colora_gate")
     basis_names = ("colora_basis_A", "colora_basis_B", "colora_aligned")
     global_names = ("colora_global_P", "colora_global_Q", "colora_global_A", "colora_global_B")
@@ -85,7 +87,8 @@ class CoLoraLayer(nn.Module, BaseTunerLayer):
         for attribute in self.adapter_layer_names:
             setattr(self, attribute, FloatParameters())
         for attribute in (*self.basis_names, *self.global_names):
-            setattr(self, attribute, FloatBuffers())
+            kind = AnyRankBuffers if attribute in ("colora_global_A", "colora_global_B") else FloatBuffers
+            setattr(self, attribute, kind())
         self.colora_dropout = nn.ModuleDict()
         self.colora_config: dict[str, CoLoraConfig] = {}  # the model's, not a copy
         self.colora_address: dict[str, Address | None] = {}

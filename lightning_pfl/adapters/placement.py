@@ -90,7 +90,7 @@ def place(
 
     Args:
         module: any module; nothing is changed.
-        num_blocks: K, in how many parts each stack is cut.
+        num_blocks: K, in how many parts each stack is cut; 0: no layer becomes a Co-LoRA layer.
         target_modules: which layers are adapted: a regular expression for the whole name, or parts of names (a layer's
             own, ``"q_proj"``, or that of a module that contains it). None: every linear layer and every
             convolution of the blocks, except the head and convolutions that are narrower than `min_width`.
@@ -216,7 +216,7 @@ def _addresses(
     addresses: dict[str, Address] = {}
     own_words: list[str] = []
     told: set[str] = set()
-    for part, index in enumerate(last_blocks(len(stack.blocks), num_blocks)):
+    for part, index in enumerate(last_blocks(len(stack.blocks), num_blocks) if num_blocks else []):
         block = stack.blocks[index]
         held = {name: path_in(block, name) for name in layers if name == block or name.startswith(inside(block))}
         named = {name: role_of(path, roles) for name, path in held.items()}

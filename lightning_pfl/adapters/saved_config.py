@@ -23,7 +23,7 @@ _SCHEMA = Schema(
         "properties": {
             "r": {"type": "integer", "minimum": 1, "maximum": 2**20},
             "alpha": {"type": "number", "exclusiveMinimum": 0},
-            "num_blocks": {"type": "integer", "minimum": 1, "maximum": 2**20},
+            "num_blocks": {"type": "integer", "minimum": 0, "maximum": 2**20},
             "target_modules": _NAMES,
             "exclude_modules": _NAMES,
             "blocks": {"anyOf": [_TEXT_OR_NULL, _WORDS]},

@@ -1,8 +1,8 @@
 """A second adapter in every adapted layer, for methods whose clients train one to exchange and one to keep.
 
-Start at `add_shared_adapter`. From then on the adapter called `SHARED` is what a client sends and starts anew from
-(`tensors.shared_tensors`, `load_local`); the one that was there is the client's own. Which of them a forward pass sees
-is said by `show`. A global branch stays with the client's own adapter.
+Start at `add_shared_adapter`. From then on the adapter called `SHARED` is the one that a client sends and starts anew
+from (`exchanged`); the one that was there is the client's own. Which of them a forward pass sees is said by `show`. A
+global branch stays with the client's own adapter.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from lightning_pfl.adapters.injection import ADAPTER, SHARED, adapted_layers, config_of
+from lightning_pfl.adapters.layer import CoLoraLayer
 
-__all__ = ["add_shared_adapter", "freeze_shared", "show", "shown", "shows"]
+__all__ = ["add_shared_adapter", "exchanged", "show", "shown", "shows"]
 
 
 def add_shared_adapter(module: nn.Module) -> None:
@@ -48,6 +49,19 @@ def add_shared_adapter(module: nn.Module) -> None:
                 tensor.copy_(tensors[attribute])
         for tensor in layer.local_tensors(SHARED).values():
             tensor.requires_grad_(True)
+
+
+def exchanged(layer: CoLoraLayer) -> str:
+    """Which of a layer's adapters a client sends and starts anew from: the second one, where there is one.
+
+    Example:
+        >>> from lightning_pfl.adapters import CoLoraConfig, inject
+        >>> mlp = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> _ = inject(mlp, CoLoraConfig(r=2, num_blocks=1))
+        >>> exchanged(mlp[0])
+        'default'
+    """
+    return SHARED if SHARED in layer.colora_address else ADAPTER
 
 
 def show(module: nn.Module, *names: str) -> None:
@@ -93,15 +107,3 @@ def shows(module: nn.Module, *names: str) -> Iterator[None]:
         yield
     finally:
         show(module, *before)
-
-
-@torch.no_grad()
-def freeze_shared(module: nn.Module) -> None:
-    """Copy the shared adapter as it is now into the frozen global branch of the client's own adapter.
-
-    Raises:
-        KeyError: there is no global branch.
-    """
-    for _, layer in adapted_layers(module):
-        for letter, tensor in layer.local_tensors(SHARED).items():
-            layer.global_tensors(ADAPTER)[letter].copy_(tensor)

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_pfl.adapters._compat import FloatBuffers
 from lightning_pfl.adapters.injection import ADAPTER, SHARED, adapted_layers, config_of
-from lightning_pfl.adapters.layer import CoLoraLayer
+from lightning_pfl.adapters.shared import exchanged
 from lightning_pfl.types import FlatTensors, SharedTensors
 
 __all__ = [
@@ -90,6 +91,8 @@ def load_local(module: nn.Module, shared: SharedTensors) -> None:
 
 def load_global(module: nn.Module, shared: SharedTensors) -> None:
     """Write values into the frozen global branch G, in place; a name that is absent keeps its value.
+
+    A and B of a conventional layer may come with another rank than the layer's own adapter has.
 
     Raises:
         ValueError: the module has no global branch; a name that it does not have, or another shape.
@@ -247,7 +250,7 @@ def _by_name(module: nn.Module, branch: str) -> tuple[dict[str, Tensor], dict[st
     own: dict[str, Tensor] = {}
     for name, layer in adapted_layers(module):
         address = layer.colora_address[ADAPTER]
-        tensors = layer.local_tensors(_exchanged(layer)) if branch == "local" else layer.global_tensors(ADAPTER)
+        tensors = layer.local_tensors(exchanged(layer)) if branch == "local" else layer.global_tensors(ADAPTER)
         for letter, tensor in tensors.items():
             if address is None:
                 own[f"{name}.{letter}"] = tensor
@@ -257,13 +260,10 @@ def _by_name(module: nn.Module, branch: str) -> tuple[dict[str, Tensor], dict[st
     return common, own
 
 
-def _exchanged(layer: CoLoraLayer) -> str:
-    return SHARED if SHARED in layer.colora_address else ADAPTER
-
-
 def _load(module: nn.Module, shared: SharedTensors, branch: str) -> None:
     config_of(module)
     pairs: list[tuple[Tensor, Tensor, str]] = []
+    longer = _of_other_rank(module, shared.same_architecture) if branch == "global" else {}
     for flat, own in zip((shared.common, shared.same_architecture), _by_name(module, branch), strict=True):
         for name, value in flat.unpack().items():
             if name not in own:
@@ -272,10 +272,29 @@ def _load(module: nn.Module, shared: SharedTensors, branch: str) -> None:
                     "Clients that exchange P and Q need the same num_blocks and roles; A and B go only to clients of "
                     "the same architecture."
                 )
+            if name in longer:
+                continue
             _check_shape(own[name], value, name)
             pairs.append((own[name], value, name))
     for target, value, name in pairs:  # after every check, so that nothing is written by halves
         _copy(target, value, name)
+    for name, (container, value) in longer.items():
+        container[ADAPTER] = value.to(container[ADAPTER], copy=True)
+
+
+def _of_other_rank(module: nn.Module, flat: FlatTensors) -> dict[str, tuple[FloatBuffers, Tensor]]:
+    """Pairs A and B that fit a layer's widths, but not its rank: where each belongs, and its value."""
+    layers, tensors = dict(adapted_layers(module)), flat.unpack()
+    found: dict[str, tuple[FloatBuffers, Tensor]] = {}
+    for name, (a, b) in flat.layout.factors.items():
+        layer = layers.get(name)
+        if layer is None or layer.colora_address[ADAPTER] is not None:
+            continue
+        mine, A, B = layer.global_tensors(ADAPTER), tensors[a], tensors[b]
+        widths = mine["A"].shape[1], mine["B"].shape[0]
+        if (A.shape[1], B.shape[0]) == widths and A.shape != mine["A"].shape:
+            found |= {a: (layer.colora_global_A, A), b: (layer.colora_global_B, B)}
+    return found
 
 
 def _check_shape(target: Tensor, value: Tensor, name: str) -> None:

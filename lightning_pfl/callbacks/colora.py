@@ -65,7 +65,7 @@ class CoLoRA(Exchange):
         rank: r; the same for all clients that exchange P and Q.
         alpha: the scale of an adapter is alpha / rank.
         num_blocks: into how many parts of equal relative depth the model is cut; the last block of each holds the
-            layers whose P and Q clients exchange.
+            layers whose P and Q clients exchange. 0: there are none, and adapters are plain LoRA.
         gate: how a server's global branch is weighed against the local one.
         target_modules: which layers are adapted: a regular expression for the whole name, or parts of names. None:
             every linear layer and every convolution of the blocks, except the head, convolutions with groups and those

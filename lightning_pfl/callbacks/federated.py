@@ -44,7 +44,13 @@ class AdapterUser(FederatedCallback):
 
 
 class Exchange(FederatedCallback):
-    """A callback that owns tensors which clients share."""
+    """A callback that owns tensors which clients share.
+
+    Attributes:
+        prefix: how the names of everything that it shares begin; None: only what it uploads tells its names.
+    """
+
+    prefix: str | None = None
 
     @abstractmethod
     def architecture(self, module: L.LightningModule) -> str:

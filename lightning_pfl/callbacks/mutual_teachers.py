@@ -8,42 +8,16 @@ from typing import Any, final
 
 import lightning as L
 from torch import Tensor
-from torch.nn.functional import kl_div, log_softmax
 from typing_extensions import override
 
 from lightning_pfl.adapters.injection import SHARED
 from lightning_pfl.callbacks.two_adapters import Step, Training, alone
+from lightning_pfl.functional.distillation import divergence
 
-__all__ = ["MutualTeachers", "Outputs", "divergence"]
+__all__ = ["MutualTeachers", "Outputs"]
 
 Outputs = Callable[[Any, Any], tuple[Tensor, Tensor]]
 """``(module, batch) -> (loss [], logits [n, classes])``: what a client's model makes of a batch, both in one pass."""
-
-
-def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    r"""How far a student's predictions are from a teacher's, :math:`T^2\, \mathrm{KL}(\sigma(t/T) \Vert \sigma(s/T))`.
-
-    Args:
-        student: logits, ``[n, classes]``.
-        teacher: logits of the same shape; they are not trained.
-        temperature: T, > 0. The factor T^2 keeps the gradient's size when T grows.
-
-    Returns:
-        The mean over n, ``[]``.
-
-    Source:
-        Hinton et al., arXiv:1503.02531, section 2.1.
-
-    Example:
-        >>> import torch
-        >>> same = torch.tensor([[1.0, 2.0]])
-        >>> divergence(same, same, 2.0)
-        tensor(0.)
-    """
-    target = log_softmax(teacher.detach() / temperature, dim=-1)
-    return kl_div(log_softmax(student / temperature, dim=-1), target, log_target=True, reduction="batchmean") * (
-        temperature**2
-    )
 
 
 @final
@@ -71,7 +45,7 @@ class MutualTeachers(Training):
     outputs: Outputs | None = None
     alpha: float = 1.0
     beta: float = 1.0
-    temperature: float = 2.0
+    temperature: float = 3.0
 
     def __post_init__(self) -> None:
         if self.outputs is None or self.alpha < 0 or self.beta < 0 or not self.temperature > 0:

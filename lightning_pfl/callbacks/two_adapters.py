@@ -13,7 +13,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import ceil
 from typing import Any, final
 
 import lightning as L
@@ -23,10 +22,11 @@ from typing_extensions import override
 
 from lightning_pfl.adapters import adapter_parameters
 from lightning_pfl.adapters.injection import ADAPTER, SHARED
-from lightning_pfl.adapters.shared import add_shared_adapter, freeze_shared, show, shows
+from lightning_pfl.adapters.shared import add_shared_adapter, show, shows
 from lightning_pfl.callbacks.federated import AdapterUser
 from lightning_pfl.callbacks.instance_hooks import around, original, restore
 from lightning_pfl.callbacks.proximal import pull
+from lightning_pfl.callbacks.turns import steps_of_turn
 
 __all__ = ["OneAfterOther", "SideBySide", "Together", "Training", "TwoAdapters", "alone"]
 
@@ -97,9 +97,11 @@ class Together(Training):
 @final
 @dataclass(frozen=True)
 class OneAfterOther(Training):
-    """The first half of a turn's steps trains the shared adapter alone, the second the kept one beside it. FedDPA's.
+    """The first half of a turn's steps trains the kept adapter, the second the shared one alone. FedDPA's.
 
-    In the second half the shared adapter stands frozen in the kept one's global branch, and a gate weighs them.
+    In the first half the shared adapter stands beside the kept one as the server has sent it, frozen in its global
+    branch, and a gate weighs them. In round 0, when the server has sent none, all steps train the shared one. In a turn
+    with an odd number of steps the kept one takes the smaller half.
 
     Example:
         >>> OneAfterOther().at_rest
@@ -108,11 +110,11 @@ class OneAfterOther(Training):
 
     @override
     def step(self, module: L.LightningModule, batch: Any, step: Step, *, done: int, total: int) -> Any:
-        if done < total // 2:
-            with alone(module, SHARED, silent=False):
-                return step()
-        freeze_shared(module)  # every time, as it costs nothing beside a step and leaves nothing to be remembered
-        return step()
+        is_first = getattr(module.trainer.strategy, "round", None) == 0
+        if done < total // 2 and not is_first:
+            return step()
+        with alone(module, SHARED, silent=False):
+            return step()
 
 
 @final
@@ -151,7 +153,7 @@ class TwoAdapters(AdapterUser):
                 f"Two adapters are trained by the losses that `training_step` returns, but {type(pl_module).__name__} "
                 "optimizes by hand. Use automatic optimization, or a method with one adapter."
             )
-        self._first_step, self._total = trainer.global_step, _steps_of_turn(trainer)
+        self._first_step, self._total = trainer.global_step, steps_of_turn(trainer)
         self._anchors = {kept: shared.detach().clone() for kept, (_, shared) in _pairs(pl_module).items()}
         around(pl_module, "training_step", _training_step, self)
 
@@ -235,13 +237,3 @@ def _pairs(module: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
         for name, p in both.items()
         if name.endswith(f".{ADAPTER}")
     }
-
-
-def _steps_of_turn(trainer: L.Trainer) -> int:
-    """How many optimizer steps a client takes in this turn; without a federation, in the whole fit."""
-    steps, epochs = (getattr(trainer.strategy, name, None) for name in ("local_steps", "local_epochs"))
-    if steps is not None:
-        return int(steps)
-    if epochs is None:
-        return int(trainer.estimated_stepping_batches)
-    return int(epochs) * ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)

@@ -326,16 +326,18 @@ class Rounds:
     def _inspect(self, harvest: Harvest) -> Inspection:
         """What the guard says of the updates that have come."""
         readable = [one for one in harvest.delivered.values() if one.client_id not in harvest.unreadable]
+        delivered = [self._update(result) for result in readable]
+        updates = [update for update in delivered if update.num_examples]
         expected = {
             client_id: expectation(self._clients[client_id], assignment, plan=self.plan, state=self.state)
             for client_id, assignment in harvest.assignments.items()
         }
         guard = self._aggregator.guard
-        updates = [self._update(result) for result in readable]
         inspection = guard.inspect(updates, expected=expected, measures=self.state.measures)
         if harvest.unreadable and guard.strict:
             raise RejectedUpdateError(f"These updates cannot be mixed: {dict(sorted(harvest.unreadable.items()))}.")
-        return replace(inspection, rejected={**inspection.rejected, **harvest.unreadable})
+        idle = {update.client_id: "it had nothing to train on" for update in delivered if not update.num_examples}
+        return replace(inspection, rejected={**inspection.rejected, **harvest.unreadable, **idle})
 
     def _read(self, result: JobResult, assignment: Assignment) -> JobResult:
         """A result with its letter read."""
@@ -377,7 +379,8 @@ class Rounds:
     def _update(self, result: JobResult) -> ClientUpdate:
         assert result.update is not None
         given = self._clients[result.client_id].num_examples
-        return result.update if given is None else replace(result.update, num_examples=given)
+        idle = result.update.num_examples == 0
+        return result.update if given is None or idle else replace(result.update, num_examples=given)
 
     def _update_driver(self, module: L.LightningModule, updates: Sequence[ClientUpdate]) -> None:
         mine = self._exchange.architecture(module)

@@ -174,11 +174,12 @@ class JointExchange(Exchange):
     def receive(self, module: L.LightningModule, personalized: Personalized) -> None:
         """Hand each part what is its own."""
         for part in self.parts:
-            mine = part.upload(module)
-            part.receive(
-                module,
-                Personalized(frozen=_only(personalized.frozen, mine), start=_only(personalized.start, mine)),
-            )
+            if part.prefix is None:
+                mine = part.upload(module)
+                frozen, start = _only(personalized.frozen, mine), _only(personalized.start, mine)
+            else:
+                frozen, start = (_begun(sent, part.prefix) for sent in (personalized.frozen, personalized.start))
+            part.receive(module, Personalized(frozen=frozen, start=start))
 
 
 def _union(flats: Sequence[FlatTensors]) -> FlatTensors:
@@ -197,6 +198,16 @@ def _only(sent: SharedTensors | None, mine: SharedTensors) -> SharedTensors | No
     return SharedTensors(
         common=_select(sent.common, mine.common.layout),
         same_architecture=_select(sent.same_architecture, mine.same_architecture.layout),
+    )
+
+
+def _begun(sent: SharedTensors | None, prefix: str) -> SharedTensors | None:
+    """Those tensors whose names begin so."""
+    if sent is None:
+        return None
+    flats = (sent.common, sent.same_architecture)
+    return SharedTensors(
+        *(FlatTensors.pack({n: value for n, value in flat.unpack().items() if n.startswith(prefix)}) for flat in flats)
     )
 
 

@@ -213,7 +213,7 @@ class _Turn:
         return ClientUpdate(
             client_id=self.client_id,
             round=self.job.assignment.round,
-            num_examples=_num_examples(self.trainer.fit_loop),
+            num_examples=max(1, _num_examples(self.trainer.fit_loop)),
             architecture=exchange.architecture(self.module),
             shared=exchange.upload(self.module),
             sketch=sketches[0].take_sketch() if sketches else None,
@@ -266,7 +266,7 @@ def unpack_state(state: bytes) -> dict[str, Any]:
 
 
 def _num_examples(loop: FitLoop) -> int:
-    """How many examples one epoch of the client's training data holds."""
+    """How many examples one epoch of the client's training data holds; 0 if there is nothing to train on."""
     total = 0
     for loader in loaders(loop):
         size = getattr(loader, "batch_size", None) or getattr(
@@ -278,4 +278,4 @@ def _num_examples(loop: FitLoop) -> int:
         except TypeError:  # an iterable dataset: what the last epoch gave
             held = loop.epoch_loop.batch_progress.current.completed * (size or 1)
         total += int(min(held, limit))
-    return max(total, 1)
+    return total

@@ -147,16 +147,16 @@ def stack_lora(
     g: Tensor,
     l: Tensor,  # noqa: E741 - the letter of the formula
 ) -> tuple[Tensor, Tensor]:
-    """Two conventional branches as one of rank 2r, ``A = [A_G; A_L]`` and ``B = [g B_G, l B_L]``.
+    """Two conventional branches as one of rank r_G + r, ``A = [A_G; A_L]`` and ``B = [g B_G, l B_L]``.
 
     Args:
-        global_: A_G ``[r, d_in]`` and B_G ``[d_out, r]``.
+        global_: A_G ``[r_G, d_in]`` and B_G ``[d_out, r_G]``; any rank.
         local: A_L ``[r, d_in]`` and B_L ``[d_out, r]``.
         g: weight of the global branch, ``[]``.
         l: weight of the local branch, ``[]``.
 
     Returns:
-        A ``[2r, d_in]`` and B ``[d_out, 2r]``.
+        A ``[r_G + r, d_in]`` and B ``[d_out, r_G + r]``.
 
     Example:
         >>> one = torch.ones(1, 1)
@@ -182,7 +182,7 @@ def gated_lora_delta(
 
     Args:
         x: inputs, ``[batch, ..., d_in]``; ``[..., d_in]`` when g and l have no batch dimension.
-        global_: A_G ``[r, d_in]`` and B_G ``[d_out, r]``.
+        global_: A_G ``[r_G, d_in]`` and B_G ``[d_out, r_G]``; any rank.
         local: A_L ``[r, d_in]`` and B_L ``[d_out, r]``.
         g: weight of the global branch, ``[]`` or ``[batch]``.
         l: weight of the local branch, the shape of g.
@@ -202,10 +202,11 @@ def gated_lora_delta(
     z, apply = (F.linear(x, both), F.linear) if patches is None else (patches.read(x, both), patches.map)
     if g.dim() == 0:
         return apply(z, stack_lora(global_, local, scale * g, scale * l)[1])
-    rank = local[0].shape[0]
-    weights = torch.cat([(scale * g)[:, None].expand(-1, rank), (scale * l)[:, None].expand(-1, rank)], dim=1)
+    ranks = global_[0].shape[0], local[0].shape[0]
+    weights = torch.cat([(scale * w)[:, None].expand(-1, rank) for w, rank in zip((g, l), ranks, strict=True)], dim=1)
     middle = [1] * (z.dim() - 2)
-    weights = weights.reshape(-1, *middle, 2 * rank) if patches is None else weights.reshape(-1, 2 * rank, *middle)
+    shape = (-1, *middle, sum(ranks)) if patches is None else (-1, sum(ranks), *middle)
+    weights = weights.reshape(shape)
     return apply(weights.to(z.dtype) * z, torch.cat([global_[1], local[1]], dim=1))
 
 

@@ -86,6 +86,7 @@ def product_mean(
     *,
     rank: int | None = None,
     like: Tensor | None = None,
+    ordered: bool = False,
 ) -> LowRankMean:
     r"""The best approximation of rank r of :math:`\sum_k w_k B_k A_k / \sum_k w_k`.
 
@@ -98,6 +99,8 @@ def product_mean(
             rank even where the mean has not (at B = 0, say) and can be trained on, and equal clients whose A has
             orthogonal rows of one length, as it nearly has from its initialisation on, get their own factors back.
             None: A and B share the singular values evenly.
+        ordered: leave rows of A and columns of B in the order of their singular values, instead of turning them, so
+            that the first few ranks are the best approximation of that rank.
 
     Returns:
         The factors, computed in at least float32 and cast back, and the error of the cut.
@@ -120,7 +123,7 @@ def product_mean(
         raise ValueError(f"A mean needs a client with a positive weight, but the weights are {masses.tolist()}.")
     wanted = max(one.rank for one in factors) if rank is None else rank
     with one_thread():
-        return _Stack(factors).mean(masses / masses.sum(), wanted, like)
+        return _Stack(factors).mean(masses / masses.sum(), wanted, like, ordered)
 
 
 def product_means(factors: Sequence[Factors], rows: Tensor) -> list[LowRankMean | None]:
@@ -170,7 +173,7 @@ class _Stack:
         self.basis_in, self.core_in = torch.linalg.qr(torch.cat([one.A.to(wide) for one in factors]).T)
         self.basis_out, self.core_out = torch.linalg.qr(torch.cat([one.B.to(wide) for one in factors], dim=1))
 
-    def mean(self, weights: Tensor, rank: int, like: Tensor | None) -> LowRankMean:
+    def mean(self, weights: Tensor, rank: int, like: Tensor | None, ordered: bool = False) -> LowRankMean:
         if rank < 1:
             raise ValueError(f"The rank of a mean must be at least 1, but is {rank}.")
         each = weights.repeat_interleave(self.ranks).to(self.core_out.dtype)
@@ -181,7 +184,7 @@ class _Stack:
         if like is None:
             A, B = kept.sqrt()[:, None] * into, out * kept.sqrt()
         else:
-            A, B = _turned(into, out * kept, like.to(into.dtype))
+            A, B = _turned(into, out * kept, like.to(into.dtype), ordered)
         squares = values.double().square()
         return LowRankMean(
             Factors(A.to(self.dtype), B.to(self.dtype)),
@@ -190,8 +193,8 @@ class _Stack:
         )
 
 
-def _turned(A: Tensor, B: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The same product with A, whose rows are orthonormal, turned and stretched towards another A."""
+def _turned(A: Tensor, B: Tensor, like: Tensor, ordered: bool) -> tuple[Tensor, Tensor]:
+    """The same product with A, whose rows are orthonormal, stretched to another A's length and turned towards it."""
     if like.shape != A.shape:
         raise ValueError(
             f"`like` must have the shape of the mean's A, {tuple(A.shape)}, but has {tuple(like.shape)}. Pass the A of "
@@ -200,6 +203,8 @@ def _turned(A: Tensor, B: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     length = like.norm() / math.sqrt(like.shape[0])
     if length == 0:
         return A, B
+    if ordered:
+        return length * A, B / length
     left, _, right = torch.linalg.svd(like @ A.T)
     turn = left @ right
     return length * turn @ A, B @ turn.T / length

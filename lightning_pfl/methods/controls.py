@@ -1,0 +1,127 @@
+"""Controls: ours with one part off, and structure without exchange, so that a comparison tells what does what.
+
+Each of them takes the gate of the method that it is compared with: `StaticGate` (the paper's), ``StaticGate(Additive())``,
+`InputGate` (the reference code's), `FixedGate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from lightning_pfl.adapters import GatePolicy, StaticGate
+from lightning_pfl.aggregation import LocalOnly, MixtureAggregator, RelevanceAggregator, UniformAggregator
+from lightning_pfl.functional.controls import Alone, Shuffled
+from lightning_pfl.functional.relevance import Softmax, TaskGraph, Uniform, WeightPolicy
+from lightning_pfl.methods.method import Adapters, Method
+
+__all__ = [
+    "no_colora",
+    "no_exchange",
+    "oracle",
+    "shuffled",
+    "unaligned",
+    "uniform",
+    "warm_started",
+    "zero_global",
+]
+
+
+def no_exchange(adapters: Adapters, *, gate: GatePolicy | None = None) -> Method:
+    """Control: all that `ours` has but the others. Each client's G is its own last upload.
+
+    What this gains over `local_only` is what branch and gate do, not what clients learn from each other.
+
+    Args:
+        adapters: makes the adapters.
+        gate: None: `StaticGate()`.
+    """
+    return Method("no exchange", MixtureAggregator(Alone()), (adapters(gate=gate or StaticGate()),))
+
+
+def zero_global(adapters: Adapters, *, gate: GatePolicy | None = None) -> Method:
+    """Control: a global branch to which nothing is ever sent, so that its output is 0. The gate only scales L.
+
+    Args:
+        adapters: makes the adapters.
+        gate: None: `StaticGate()`.
+    """
+    return Method("G = 0", LocalOnly(global_branch=True), (adapters(gate=gate or StaticGate()),))
+
+
+def warm_started(adapters: Adapters) -> Method:
+    """Control: each client starts a round from the uniform mean of everybody's last upload; one adapter, no G.
+
+    FedAvg in the terms of `ours`: what `uniform` with a warm start does less its global branch. It differs from
+    `fedavg` where clients have unequal numbers of examples or sit out rounds. `uniform` without a warm start is the
+    mean in G alone.
+
+    Args:
+        adapters: makes the adapters.
+    """
+    rule = UniformAggregator(global_branch=False, warm_start=Uniform(include_self=True))
+    return Method("FedAvg, warm start", rule, (adapters(),))
+
+
+def uniform(adapters: Adapters, *, warm_start: bool = False, gate: GatePolicy | None = None) -> Method:
+    """Ours with relevance off: G is the mean of the others.
+
+    Args:
+        adapters: makes the adapters.
+        warm_start: whether L starts each round from everybody's mean.
+        gate: None: `StaticGate()`.
+    """
+    rule = UniformAggregator(warm_start=Uniform(include_self=True) if warm_start else None)
+    return Method("uniform" + (", warm start" if warm_start else ""), rule, (adapters(gate=gate or StaticGate()),))
+
+
+def shuffled(
+    adapters: Adapters, *, weights: WeightPolicy | None = None, gate: GatePolicy | None = None, seed: int = 0
+) -> Method:
+    """Ours with random relevance: rows as concentrated as ours, given to the wrong clients.
+
+    Args:
+        adapters: makes the adapters.
+        weights: as of `ours`.
+        gate: None: `StaticGate()`.
+        seed: of who is taken for whom.
+    """
+    rule = RelevanceAggregator(Shuffled(weights or Softmax(), seed=seed))
+    return Method("random relevance", rule, (adapters(gate=gate or StaticGate()),))
+
+
+def oracle(adapters: Adapters, *, tasks: Mapping[str, Collection[str]], gate: GatePolicy | None = None) -> Method:
+    """Ours with true relevance: clients count by how many tasks, or families of tasks, they share.
+
+    Args:
+        adapters: makes the adapters.
+        tasks: per client.
+        gate: None: `StaticGate()`.
+    """
+    return Method("oracle", MixtureAggregator(TaskGraph(tasks)), (adapters(gate=gate or StaticGate()),))
+
+
+def unaligned(adapters: Adapters, *, weights: WeightPolicy | None = None, gate: GatePolicy | None = None) -> Method:
+    """Ours without alignment: each model's bases are drawn for itself, so that P and Q mean something else in each.
+
+    Args:
+        adapters: makes the adapters; its ``aligned`` is overruled.
+        weights: as of `ours`.
+        gate: None: `StaticGate()`.
+    """
+    rule = RelevanceAggregator(weights)
+    return Method("not aligned", rule, (adapters(gate=gate or StaticGate(), aligned=None),))
+
+
+def no_colora(adapters: Adapters, *, weights: WeightPolicy | None = None, gate: GatePolicy | None = None) -> Method:
+    """Ours without Co-LoRA: plain LoRA in all layers, mixed by relevance among clients of one architecture.
+
+    Who is alone in its architecture keeps its own. It is what the reference code runs where all models are the same.
+
+    Args:
+        adapters: makes the adapters; its ``num_blocks`` and ``aligned`` are overruled.
+        weights: as of `ours`.
+        gate: None: `StaticGate()`.
+    """
+    rule = RelevanceAggregator(weights)
+    colora = adapters(gate=gate or StaticGate(), num_blocks=0, aligned=None, private_layers=True)
+    return Method("no Co-LoRA", rule, (colora,))
