@@ -42,15 +42,21 @@ from lightning_pfl.aggregation import (
     ClippedRelevance,
     ConventionalMean,
     CoordinateMedian,
+    Distilled,
+    Ensemble,
     FactorMean,
     FedAvg,
     Krum,
     LocalOnly,
+    LowestLoss,
+    MeanPredictions,
     MixtureAggregator,
     ProductMean,
+    PrototypeMeans,
     RelevanceAggregator,
     RobustAggregator,
     RobustRule,
+    Stacking,
     TrimmedMean,
     UniformAggregator,
     UpdateGuard,
@@ -59,11 +65,15 @@ from lightning_pfl.aggregation import (
 )
 from lightning_pfl.callbacks.checkpoints import load_from_checkpoint
 from lightning_pfl.callbacks.colora import CoLoRA
+from lightning_pfl.callbacks.fresh_start import FreshStart
 from lightning_pfl.callbacks.mutual_teachers import MutualTeachers
+from lightning_pfl.callbacks.prototype_distillation import PrototypeDistillation
 from lightning_pfl.callbacks.proximal import Proximal
 from lightning_pfl.callbacks.public_distillation import PublicDistillation
+from lightning_pfl.callbacks.public_set import PublicExchange
 from lightning_pfl.callbacks.rank_limit import RankLimit
 from lightning_pfl.callbacks.relevance_probe import RelevanceProbe
+from lightning_pfl.callbacks.selective_transfer import SelectiveTransfer
 from lightning_pfl.callbacks.two_adapters import OneAfterOther, SideBySide, Together, TwoAdapters
 from lightning_pfl.data import (
     ClientDataModule,
@@ -117,6 +127,7 @@ from lightning_pfl.federation import (
 )
 from lightning_pfl.functional.accounting import PrivacyBudget
 from lightning_pfl.functional.controls import Alone, Shuffled
+from lightning_pfl.functional.distillation import candidate_log_probs, divergence, soft_cross_entropy
 from lightning_pfl.functional.mechanisms import ClientNoise, ExampleNoise, SketchNoise, UpdateNoise
 from lightning_pfl.functional.pulling import Towards
 from lightning_pfl.functional.relevance import FixedMatrix, SampleCount, Softmax, TaskGraph, TopK, Uniform, WeightPolicy
@@ -185,9 +196,11 @@ __all__ = [
     "CountSketch",
     "Decision",
     "DenseFormat",
+    "Distilled",
     "DropBias",
     "DropLate",
     "DynamicStream",
+    "Ensemble",
     "ExampleNoise",
     "ExampleProbe",
     "FactorMean",
@@ -198,6 +211,7 @@ __all__ = [
     "FixedGate",
     "FixedMatrix",
     "Float32",
+    "FreshStart",
     "GatePolicy",
     "GeneratedChoices",
     "GradientB",
@@ -211,6 +225,8 @@ __all__ = [
     "LeastSquares",
     "LocalOnly",
     "LocalPool",
+    "LowestLoss",
+    "MeanPredictions",
     "Method",
     "MixtureAggregator",
     "MutualTeachers",
@@ -227,8 +243,11 @@ __all__ = [
     "Probe",
     "ProductMean",
     "Projection",
+    "PrototypeDistillation",
+    "PrototypeMeans",
     "Proximal",
     "PublicDistillation",
+    "PublicExchange",
     "RankLimit",
     "RayPool",
     "RefuseBias",
@@ -242,6 +261,7 @@ __all__ = [
     "RoundRules",
     "SampleCount",
     "ScoreRow",
+    "SelectiveTransfer",
     "Shortfall",
     "Shuffled",
     "SideBySide",
@@ -250,6 +270,7 @@ __all__ = [
     "SketchNoise",
     "SkipRound",
     "Softmax",
+    "Stacking",
     "StaticGate",
     "StaticStream",
     "StepCost",
@@ -278,7 +299,9 @@ __all__ = [
     "assign_across",
     "assign_in_turn",
     "assign_shares",
+    "candidate_log_probs",
     "dirichlet_partition",
+    "divergence",
     "draw_relevance",
     "drifting_order",
     "estimated_cost",
@@ -297,6 +320,7 @@ __all__ = [
     "merged_state",
     "named_choice",
     "partition_by_key",
+    "soft_cross_entropy",
     "summary_rows",
     "tidy_rows",
     "to_csv",

@@ -278,7 +278,7 @@ def _load(module: nn.Module, shared: SharedTensors, branch: str) -> None:
             pairs.append((own[name], value, name))
     for target, value, name in pairs:  # after every check, so that nothing is written by halves
         _copy(target, value, name)
-    for name, (container, value) in longer.items():
+    for container, value in longer.values():
         container[ADAPTER] = value.to(container[ADAPTER], copy=True)
 
 

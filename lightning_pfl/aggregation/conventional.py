@@ -159,9 +159,7 @@ class ProductMean(ConventionalMean):
             if len(holders) == 1 and not self.ordered:
                 mean |= {f"{layer}.A": model.A, f"{layer}.B": model.B}
                 continue
-            found = product_mean(
-                factors, [weights[index] for index in holders], like=model.A, ordered=self.ordered
-            )
+            found = product_mean(factors, [weights[index] for index in holders], like=model.A, ordered=self.ordered)
             mean |= {f"{layer}.A": found.factors.A, f"{layer}.B": found.factors.B}
             if found.lost > lost:
                 lost, worst = found.lost, layer

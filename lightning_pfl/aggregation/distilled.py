@@ -34,8 +34,8 @@ class Distilled(Aggregator):
         >>> import torch
         >>> from lightning_pfl.aggregation import FedAvg, MeanPredictions
         >>> updates = [
-        ...     ClientUpdate(name, 0, 1, "tiny", SharedTensors(FlatTensors.pack({"public/1/logits": torch.tensor([[z]])})))
-        ...     for name, z in (("a", 1.0), ("b", 3.0))
+        ...     ClientUpdate(name, 0, 1, "tiny", SharedTensors(FlatTensors.pack({"public/1/logits": z * torch.ones(1, 1)})))
+        ...     for name, z in (("a", 1), ("b", 3))
         ... ]
         >>> Distilled(FedAvg(), MeanPredictions()).aggregate(updates, {}).personalized["a"].start.common.unpack()
         {'public/1/logits': tensor([[2.]])}

@@ -63,7 +63,7 @@ class MeanPredictions(Ensemble):
         Lin et al. (FedDF), NeurIPS 2020, arXiv:2006.07242; Xie et al. (PerAda), CVPR 2024, arXiv:2302.06637.
 
     Example:
-        >>> told = [Predictions(name, "tiny", {"1/logits": torch.tensor([[z]])}) for name, z in (("a", 1.0), ("b", 3.0))]
+        >>> told = [Predictions(name, "tiny", {"1/logits": z * torch.ones(1, 1)}) for name, z in (("a", 1), ("b", 3))]
         >>> MeanPredictions().teach(told)["1/logits"]
         tensor([[2.]])
     """

@@ -38,10 +38,8 @@ class Stacking(Aggregator):
         sent.
 
     Example:
-        >>> one = {"0.A": torch.ones(1, 2), "0.B": torch.ones(2, 1)}
-        >>> updates = [
-        ...     ClientUpdate(name, 0, 1, "tiny", SharedTensors(same_architecture=FlatTensors.pack(one))) for name in "ab"
-        ... ]
+        >>> one = SharedTensors(same_architecture=FlatTensors.pack({"0.A": torch.ones(1, 2), "0.B": torch.ones(2, 1)}))
+        >>> updates = [ClientUpdate(name, 0, 1, "tiny", one) for name in "ab"]
         >>> G = Stacking().aggregate(updates, {}).personalized["a"].frozen.same_architecture.unpack()
         >>> G["0.B"] @ G["0.A"]
         tensor([[1., 1.],

@@ -1,7 +1,7 @@
 """Controls: ours with one part off, and structure without exchange, so that a comparison tells what does what.
 
-Each of them takes the gate of the method that it is compared with: `StaticGate` (the paper's), ``StaticGate(Additive())``,
-`InputGate` (the reference code's), `FixedGate`.
+Each of them takes the gate of the method that it is compared with: `StaticGate` (the paper's),
+``StaticGate(Additive())``, `InputGate` (the reference code's), `FixedGate`.
 """
 
 from __future__ import annotations

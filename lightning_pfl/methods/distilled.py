@@ -35,7 +35,7 @@ def perada(
     :math:`v_k = \arg\min_v F_k(v) + \frac{\lambda}{2} \lVert v - w^t \rVert^2`, and the server's :math:`w^t` is the
     mean of the clients' w, distilled on public data: :math:`\min_w D(z(w), \frac1N \sum_k z(w_k))`.
 
-    The distillation takes place at the start of clients' turns (`public_set` says why that is the same). The mean of
+    The distillation takes place at the start of clients' turns (`lightning_pfl.callbacks.public_set` says why that is the same). The mean of
     the predictions counts clients alike, as the paper's; that of the adapters goes by examples, as all our baselines'.
 
     The authors' code penalises by lambda without the half, with 1 (0.1 on Office-Home): ``strength=2`` (0.2). It trains
@@ -72,7 +72,7 @@ def takfl(
     self_weight: float = 0.01,
     self_temperature: float = 20.0,
 ) -> Method:
-    r"""TAKFL: FedAvg within an architecture, and what each architecture's ensemble teaches on public data is added to it.
+    r"""TAKFL: FedAvg within an architecture, and what each architecture's ensemble teaches on public data is added.
 
     :math:`\theta \leftarrow \theta + \sum_m \lambda_m \tau_m`, with a task vector :math:`\tau_m` per architecture, each
     distilled from :math:`\theta` anew (`PrototypeDistillation`). It takes place at the start of clients' turns.

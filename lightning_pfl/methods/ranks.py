@@ -35,9 +35,7 @@ def flexlora(adapters: Adapters, *, ranks: Mapping[str, int] | None = None) -> M
     return Method("FlexLoRA", rule, (adapters(), *_limit(ranks)))
 
 
-def hetlora(
-    adapters: Adapters, *, ranks: Mapping[str, int], decay: float = 0.99, penalty: float = 0.01
-) -> Method:
+def hetlora(adapters: Adapters, *, ranks: Mapping[str, int], decay: float = 0.99, penalty: float = 0.01) -> Method:
     r"""HETLoRA: clients of unequal rank, which they prune; zero-padded adapters are averaged by their norms.
 
     Client k trains the first r_k ranks and penalises the last of them (`RankLimit`), which it gives up once they have

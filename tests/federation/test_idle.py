@@ -67,5 +67,5 @@ def test_a_mixture_does_not_hold_who_has_never_trained_and_holds_the_last_of_who
 def test_a_round_in_which_nobody_has_data_ends_the_run_and_says_why(tmp_path):
     everybody = Streams(a=1, b=1, c=1)
 
-    with pytest.raises(FederationError, match="`a`.*had nothing to train on"):
+    with pytest.raises(FederationError, match=r"`a`.*had nothing to train on"):
         run(tmp_path, methods.fedavg(NUMBER), clients=CLIENTS, data=everybody)

@@ -8,6 +8,7 @@ Client a wants y = 1 and has one example, b wants y = 3 and has three.
 
 from functools import partial
 from math import exp, sqrt
+from typing import ClassVar
 
 import lightning as L
 import pytest
@@ -84,7 +85,7 @@ class Ones(AdapterUser):
 class AtTheFirstStep(L.Callback):
     """What an adapter is when a round's training begins, by client and round."""
 
-    seen = {}
+    seen: ClassVar = {}
 
     def __init__(self, adapter):
         self.adapter = adapter

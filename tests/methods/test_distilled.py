@@ -56,9 +56,7 @@ def teach(callbacks, tensors, *, shared, default=0.0):
     public.receive(module, Personalized(start=SharedTensors(FlatTensors.pack(tensors))))
     public.on_train_start(None, module)
     return {
-        f"{letter}.{name}": value.item()
-        for letter in "PQ"
-        for name, value in getattr(fc, f"colora_{letter}").items()
+        f"{letter}.{name}": value.item() for letter in "PQ" for name, value in getattr(fc, f"colora_{letter}").items()
     }, module
 
 
@@ -159,7 +157,7 @@ def test_numbers_out_of_range_are_refused():
         PublicDistillation(public_batches, public_logits, epochs=0)
     with pytest.raises(ValueError, match="temperature of distillation must be above 0, but is 0"):
         PublicDistillation(public_batches, public_logits, temperature=0)
-    with pytest.raises(ValueError, match="`self_weight` at least 0, but got .*self_weight=-1"):
+    with pytest.raises(ValueError, match=r"`self_weight` at least 0, but got .*self_weight=-1"):
         PrototypeDistillation(public_batches, public_logits, self_weight=-1)
     with pytest.raises(ValueError, match="0 to 1, but is 2"):
         SelectiveTransfer(public_batches, graded, label_weight=2)

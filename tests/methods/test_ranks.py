@@ -1,6 +1,7 @@
 """Methods of products and ranks against numbers worked out by hand; `numbers` says in which federation."""
 
 from functools import partial
+from typing import ClassVar
 
 import pytest
 import torch
@@ -102,14 +103,14 @@ def by_hand(A, B, *, penalty):
 def test_hetlora_clients_give_up_the_ranks_that_have_become_smaller_in_a_turn(tmp_path):
     (A, B), rank, _ = one_client(tmp_path / "one", rounds=1, penalty=2.0)
     start, _ = A, B  # B is 0 in the first step, so A does not move
-    assert [A, B] == [near(*start), near(*(0.1 * a for a in start))]
+    assert [near(*start), near(*(0.1 * a for a in start))] == [A, B]
     assert rank == 0  # the tail has grown from 0: nothing is given up
 
     new_A, new_B = by_hand(A, B, penalty=2.0)
     assert abs(new_A[1] * new_B[1]) < abs(A[1] * B[1])
     (A, B), rank, (h,) = one_client(tmp_path / "two", rounds=2, penalty=2.0)
 
-    assert [A, B] == [near(new_A[0], 0.0), near(new_B[0], 0.0)]
+    assert [near(new_A[0], 0.0), near(new_B[0], 0.0)] == [A, B]
     assert rank == 1
     assert h == pytest.approx(new_A[0] * new_B[0])
 
@@ -128,7 +129,7 @@ def test_hetlora_clients_keep_what_grows(tmp_path):
 def test_ranks_out_of_range_are_refused():
     with pytest.raises(ValueError, match=r"must be at least 1, but is \{'a': 0\}"):
         RankLimit({"a": 0})
-    with pytest.raises(ValueError, match="above 0 and at most 1.*they are 0 and 0"):
+    with pytest.raises(ValueError, match=r"above 0 and at most 1.*they are 0 and 0"):
         RankLimit({"a": 1}, decay=0)
     with pytest.raises(ValueError, match="must not be negative, but they are 1 and -1"):
         RankLimit({"a": 1}, decay=1, penalty=-1)
@@ -148,7 +149,7 @@ def test_flora_adds_products_of_factors_that_are_drawn_anew(tmp_path):
 
     # Round 1: both have the same A, and B_k = .1 y_k A. G = (.1 A^2 + 3 * .3 A^2) / 4.
     (A, same), B = trained(one, "A.default"), trained(one, "B.default")
-    assert A == same
+    assert same == A
     assert near(0.1 * A, 0.3 * A) == B
     G = 0.25 * A * A
     # Round 2: h = G, so B_k = .1 (y_k - G) A_k, with an A_k of their own
@@ -162,7 +163,7 @@ def test_flora_adds_products_of_factors_that_are_drawn_anew(tmp_path):
 class Counting(Blocks):
     """Says how many steps Adam believes it has taken."""
 
-    seen = []
+    seen: ClassVar = []
 
     def on_before_optimizer_step(self, optimizer):
         self.seen.append(max((int(state["step"]) for state in optimizer.state.values()), default=0))

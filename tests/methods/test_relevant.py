@@ -75,7 +75,7 @@ def test_without_co_lora_only_clients_of_one_architecture_exchange(tmp_path):
     # and L steps by .05 (y - h) A. A itself has moved by .05 (y - h) B from its start.
     one, _ = run(tmp_path, methods.no_colora(NUMBER), clients=clients, callbacks=[FixedSketch()], rounds=1)
     (A, same), B = trained(one, "A.default"), trained(one, "B.default")
-    assert A == same
+    assert same == A
     assert near(0.05 * A, 0.15 * A) == B
     h = (B[0] + B[1]) * A / 2
     assert trained(strategy, "B.default") == near(B[0] + 0.05 * (1 - h) * A, B[1] + 0.05 * (3 - h) * A)
