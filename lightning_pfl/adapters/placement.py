@@ -149,6 +149,11 @@ def place(
         for name in [name for name, address in addresses.items() if address is None]:
             skipped[name] = "outside the shared blocks, and private_layers is False"
             del addresses[name]
+    if not addresses:
+        raise ValueError(
+            "With num_blocks=0 there are no Co-LoRA layers and with private_layers=False no others, so no layer would "
+            "be adapted. Leave one of the two out."
+        )
     return Placement(addresses, skipped, {tower: stack.name for tower, stack in stacks.items()}, tuple(own_words))
 
 

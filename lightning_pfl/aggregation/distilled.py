@@ -33,10 +33,9 @@ class Distilled(Aggregator):
     Example:
         >>> import torch
         >>> from lightning_pfl.aggregation import FedAvg, MeanPredictions
-        >>> updates = [
-        ...     ClientUpdate(name, 0, 1, "tiny", SharedTensors(FlatTensors.pack({"public/1/logits": z * torch.ones(1, 1)})))
-        ...     for name, z in (("a", 1), ("b", 3))
-        ... ]
+        >>> logits = {"a": torch.tensor([[1.0]]), "b": torch.tensor([[3.0]])}
+        >>> told = {name: FlatTensors.pack({"public/1/logits": z}) for name, z in logits.items()}
+        >>> updates = [ClientUpdate(name, 0, 1, "tiny", SharedTensors(flat)) for name, flat in told.items()]
         >>> Distilled(FedAvg(), MeanPredictions()).aggregate(updates, {}).personalized["a"].start.common.unpack()
         {'public/1/logits': tensor([[2.]])}
     """

@@ -35,8 +35,9 @@ def perada(
     :math:`v_k = \arg\min_v F_k(v) + \frac{\lambda}{2} \lVert v - w^t \rVert^2`, and the server's :math:`w^t` is the
     mean of the clients' w, distilled on public data: :math:`\min_w D(z(w), \frac1N \sum_k z(w_k))`.
 
-    The distillation takes place at the start of clients' turns (`lightning_pfl.callbacks.public_set` says why that is the same). The mean of
-    the predictions counts clients alike, as the paper's; that of the adapters goes by examples, as all our baselines'.
+    The distillation takes place at the start of clients' turns (`lightning_pfl.callbacks.public_set` says why that is
+    the same). The mean of the predictions counts clients alike, as the paper's; that of the adapters goes by examples,
+    as all our baselines'.
 
     The authors' code penalises by lambda without the half, with 1 (0.1 on Office-Home): ``strength=2`` (0.2). It trains
     v on whole epochs before w, distils by 50 to 500 steps of Adam at 1e-5 to 1e-3 under a cosine schedule, at T = 1,

@@ -72,7 +72,7 @@ def test_a_rank_that_a_colora_layer_cannot_hold_is_refused_by_name():
     [
         ({"r": 0}, "rank `r` must be a positive integer, but is 0"),
         ({"alpha": 0}, "`alpha` must be positive"),
-        ({"num_blocks": 0}, "`num_blocks` must be a positive integer"),
+        ({"num_blocks": -1}, "`num_blocks` must be an integer and not negative, but is -1"),
         ({"dropout": 1.0}, "`dropout` must lie in"),
     ],
 )

@@ -59,10 +59,20 @@ def test_blocks_are_those_of_the_reference(depth, num_blocks, blocks):
     assert last_blocks(depth, num_blocks) == blocks
 
 
-@pytest.mark.parametrize("num_blocks", [0, 5])
+@pytest.mark.parametrize("num_blocks", [-1, 5])
 def test_more_parts_than_blocks_are_refused(num_blocks):
     with pytest.raises(ValueError, match=rf"between 1 and the number of blocks of the model, 4, but is {num_blocks}"):
         place(mlp(), num_blocks=num_blocks)
+
+
+def test_without_parts_every_layer_is_conventional():
+    with_two, none = place(mlp(), num_blocks=2), place(mlp(), num_blocks=0)
+
+    assert none.layers.keys() == with_two.layers.keys()
+    assert any(with_two.layers.values())
+    assert not any(none.layers.values())
+    with pytest.raises(ValueError, match="no layer would be adapted"):
+        place(mlp(), num_blocks=0, private_layers=False)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from lightning_pfl.adapters import (
+    Additive,
     CoLoraConfig,
+    FixedGate,
     adapter_parameters,
     adapter_state,
     add_global_branch,
@@ -199,3 +201,46 @@ def test_aligned_bases_are_used_and_kept_by_a_checkpoint():
 def test_bases_that_do_not_fit_are_refused(address, A, message):
     with pytest.raises(ValueError, match=message):
         set_bases(adapted(mlp()), {address: (A, torch.ones(8, 4))})
+
+
+def other_rank(module, rank):
+    """G of one conventional layer in another rank, and what it adds to that layer's weight."""
+    name = next(iter(shared_tensors(module).same_architecture.layout.factors))
+    mine = shared_tensors(module).same_architecture.unpack()
+    generator = torch.Generator().manual_seed(rank)
+    A = torch.randn(rank, mine[f"{name}.A"].shape[1], generator=generator)
+    B = torch.randn(mine[f"{name}.B"].shape[0], rank, generator=generator)
+    return name, A, B
+
+
+@pytest.mark.parametrize("rank", [1, 6])
+def test_the_global_branch_takes_factors_of_another_rank_and_keeps_them_in_a_state_dict(rank):
+    module = adapted(llama(3), global_branch=True, gate=FixedGate(Additive(), value=1.0))
+    name, A, B = other_rank(module, rank)
+
+    load_global(module, SharedTensors(same_architecture=FlatTensors.pack({f"{name}.A": A, f"{name}.B": B})))
+
+    layer = module.get_submodule(name)
+    torch.testing.assert_close(layer.delta_weight("default")[0], 2.0 * B @ A)
+    x = torch.randn(3, A.shape[1])
+    torch.testing.assert_close(layer(x), layer.base_layer(x) + 2.0 * x @ A.T @ B.T, rtol=1e-4, atol=1e-4)
+    again = adapted(llama(3), global_branch=True, gate=FixedGate(Additive(), value=1.0))
+    again.load_state_dict(module.state_dict())
+    assert torch.equal(again.get_submodule(name).colora_global_A["default"], A)
+    assert again.get_submodule(name)(x).equal(layer(x))
+
+
+def test_a_local_branch_takes_no_other_rank_and_a_global_one_no_other_width():
+    module = adapted(llama(3), global_branch=True)
+    name, A, B = other_rank(module, 6)
+
+    with pytest.raises(ValueError, match=rf"`{name}.A` must have the shape"):
+        load_local(module, SharedTensors(same_architecture=FlatTensors.pack({f"{name}.A": A, f"{name}.B": B})))
+    with pytest.raises(ValueError, match=rf"`{name}.A` must have the shape"):
+        load_global(module, SharedTensors(same_architecture=FlatTensors.pack({f"{name}.A": A})))  # without its partner
+    with pytest.raises(ValueError, match=rf"`{name}.A` must have the shape"):
+        wide = torch.cat([A, A], dim=1)
+        load_global(module, SharedTensors(same_architecture=FlatTensors.pack({f"{name}.A": wide, f"{name}.B": B})))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        state = module.state_dict()
+        module.load_state_dict({**state, f"{name}.colora_A.default": A})
