@@ -238,9 +238,9 @@ def test_a_local_branch_takes_no_other_rank_and_a_global_one_no_other_width():
         load_local(module, SharedTensors(same_architecture=FlatTensors.pack({f"{name}.A": A, f"{name}.B": B})))
     with pytest.raises(ValueError, match=rf"`{name}.A` must have the shape"):
         load_global(module, SharedTensors(same_architecture=FlatTensors.pack({f"{name}.A": A})))  # without its partner
+    wide = SharedTensors(same_architecture=FlatTensors.pack({f"{name}.A": torch.cat([A, A], dim=1), f"{name}.B": B}))
     with pytest.raises(ValueError, match=rf"`{name}.A` must have the shape"):
-        wide = torch.cat([A, A], dim=1)
-        load_global(module, SharedTensors(same_architecture=FlatTensors.pack({f"{name}.A": wide, f"{name}.B": B})))
+        load_global(module, wide)
+    state = {**module.state_dict(), f"{name}.colora_A.default": A}
     with pytest.raises(RuntimeError, match="size mismatch"):
-        state = module.state_dict()
-        module.load_state_dict({**state, f"{name}.colora_A.default": A})
+        module.load_state_dict(state)
