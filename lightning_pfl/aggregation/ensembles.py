@@ -127,7 +127,7 @@ class LowestLoss(Ensemble):
     @override
     def teach(self, told: Sequence[Predictions]) -> dict[str, Tensor]:
         """Rows of the best client each."""
-        found, taught = _by_name(told), {}
+        found, taught = _by_name(told), dict[str, Tensor]()
         for name in found:
             if not name.endswith("/logits"):
                 continue
