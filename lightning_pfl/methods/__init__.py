@@ -25,6 +25,7 @@ from lightning_pfl.methods.controls import (
     no_colora,
     no_exchange,
     oracle,
+    pulled_to_all,
     shuffled,
     unaligned,
     uniform,
@@ -35,7 +36,7 @@ from lightning_pfl.methods.distilled import fedmkt, perada, takfl
 from lightning_pfl.methods.method import Adapters, Method
 from lightning_pfl.methods.one_adapter import fedavg, fedper, fedprox, local_only
 from lightning_pfl.methods.ranks import flexlora, flora, hetlora
-from lightning_pfl.methods.relevant import ours, paper
+from lightning_pfl.methods.relevant import frozen_mixture, ours, paper
 from lightning_pfl.methods.two_adapters import ditto, feddat, feddpa, fedsim
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "fedsim",
     "flexlora",
     "flora",
+    "frozen_mixture",
     "hetlora",
     "local_only",
     "no_colora",
@@ -59,6 +61,7 @@ __all__ = [
     "ours",
     "paper",
     "perada",
+    "pulled_to_all",
     "shuffled",
     "takfl",
     "unaligned",

@@ -1,7 +1,8 @@
 """Controls: ours with one part off, and structure without exchange, so that a comparison tells what does what.
 
-Each of them takes the gate of the method that it is compared with: `StaticGate` (the paper's),
-``StaticGate(Additive())``, `InputGate` (the reference code's), `FixedGate`.
+What has a frozen branch takes the gate of the method that it is compared with: `StaticGate` (the paper's),
+``StaticGate(Additive())``, `InputGate` (the reference code's), `FixedGate`. The control of `ours`, which has none, is
+`local_only`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Collection, Mapping
 from lightning_pfl.adapters import GatePolicy, StaticGate
 from lightning_pfl.aggregation import LocalOnly, MixtureAggregator, RelevanceAggregator, UniformAggregator
 from lightning_pfl.functional.controls import Alone, Shuffled
+from lightning_pfl.functional.pulling import Towards
 from lightning_pfl.functional.relevance import Softmax, TaskGraph, Uniform, WeightPolicy
 from lightning_pfl.methods.method import Adapters, Method
 
@@ -18,6 +20,7 @@ __all__ = [
     "no_colora",
     "no_exchange",
     "oracle",
+    "pulled_to_all",
     "shuffled",
     "unaligned",
     "uniform",
@@ -27,7 +30,7 @@ __all__ = [
 
 
 def no_exchange(adapters: Adapters, *, gate: GatePolicy | None = None) -> Method:
-    """Control: all that `ours` has but the others. Each client's G is its own last upload.
+    """Control: all that `frozen_mixture` has but the others. Each client's G is its own last upload.
 
     What this gains over `local_only` is what branch and gate do, not what clients learn from each other.
 
@@ -51,7 +54,7 @@ def zero_global(adapters: Adapters, *, gate: GatePolicy | None = None) -> Method
 def warm_started(adapters: Adapters) -> Method:
     """Control: each client starts a round from the uniform mean of everybody's last upload; one adapter, no G.
 
-    FedAvg in the terms of `ours`: what `uniform` with a warm start does less its global branch. It differs from
+    What `uniform` with a warm start does less its global branch. It differs from
     `fedavg` where clients have unequal numbers of examples or sit out rounds. `uniform` without a warm start is the
     mean in G alone.
 
@@ -63,7 +66,7 @@ def warm_started(adapters: Adapters) -> Method:
 
 
 def uniform(adapters: Adapters, *, warm_start: bool = False, gate: GatePolicy | None = None) -> Method:
-    """Ours with relevance off: G is the mean of the others.
+    """`frozen_mixture` with relevance off: G is the mean of the others.
 
     Args:
         adapters: makes the adapters.
@@ -74,54 +77,61 @@ def uniform(adapters: Adapters, *, warm_start: bool = False, gate: GatePolicy | 
     return Method("uniform" + (", warm start" if warm_start else ""), rule, (adapters(gate=gate or StaticGate()),))
 
 
-def shuffled(
-    adapters: Adapters, *, weights: WeightPolicy | None = None, gate: GatePolicy | None = None, seed: int = 0
-) -> Method:
+def pulled_to_all(adapters: Adapters, *, pull: float = 0.5) -> Method:
+    """Ours with relevance off: L is pulled towards everybody's mean.
+
+    Args:
+        adapters: makes the adapters.
+        pull: as of `ours`.
+    """
+    rule = UniformAggregator(global_branch=False, warm_start=Towards(Uniform(), pull))
+    return Method("pulled to all", rule, (adapters(),))
+
+
+def shuffled(adapters: Adapters, *, weights: WeightPolicy | None = None, pull: float = 0.5, seed: int = 0) -> Method:
     """Ours with random relevance: rows as concentrated as ours, given to the wrong clients.
 
     Args:
         adapters: makes the adapters.
         weights: as of `ours`.
-        gate: None: `StaticGate()`.
+        pull: as of `ours`.
         seed: of who is taken for whom.
     """
-    rule = RelevanceAggregator(Shuffled(weights or Softmax(), seed=seed))
-    return Method("random relevance", rule, (adapters(gate=gate or StaticGate()),))
+    rule = RelevanceAggregator(Shuffled(weights or Softmax(0.25), seed=seed), pull=pull)
+    return Method("random relevance", rule, (adapters(),))
 
 
-def oracle(adapters: Adapters, *, tasks: Mapping[str, Collection[str]], gate: GatePolicy | None = None) -> Method:
+def oracle(adapters: Adapters, *, tasks: Mapping[str, Collection[str]], pull: float = 0.5) -> Method:
     """Ours with true relevance: clients count by how many tasks, or families of tasks, they share.
 
     Args:
         adapters: makes the adapters.
         tasks: per client.
-        gate: None: `StaticGate()`.
+        pull: as of `ours`.
     """
-    return Method("oracle", MixtureAggregator(TaskGraph(tasks)), (adapters(gate=gate or StaticGate()),))
+    return Method("oracle", RelevanceAggregator(TaskGraph(tasks), pull=pull), (adapters(),))
 
 
-def unaligned(adapters: Adapters, *, weights: WeightPolicy | None = None, gate: GatePolicy | None = None) -> Method:
+def unaligned(adapters: Adapters, *, weights: WeightPolicy | None = None, pull: float = 0.5) -> Method:
     """Ours without alignment: each model's bases are drawn for itself, so that P and Q mean something else in each.
 
     Args:
         adapters: makes the adapters; its ``aligned`` is overruled.
         weights: as of `ours`.
-        gate: None: `StaticGate()`.
+        pull: as of `ours`.
     """
-    rule = RelevanceAggregator(weights)
-    return Method("not aligned", rule, (adapters(gate=gate or StaticGate(), aligned=None),))
+    return Method("not aligned", RelevanceAggregator(weights, pull=pull), (adapters(aligned=None),))
 
 
-def no_colora(adapters: Adapters, *, weights: WeightPolicy | None = None, gate: GatePolicy | None = None) -> Method:
-    """Ours without Co-LoRA: plain LoRA in all layers, mixed by relevance among clients of one architecture.
+def no_colora(adapters: Adapters, *, weights: WeightPolicy | None = None, pull: float = 0.5) -> Method:
+    """Ours without Co-LoRA: plain LoRA in all layers, pulled by relevance among clients of one architecture.
 
     Who is alone in its architecture keeps its own. It is what the reference code runs where all models are the same.
 
     Args:
         adapters: makes the adapters; its ``num_blocks`` and ``aligned`` are overruled.
         weights: as of `ours`.
-        gate: None: `StaticGate()`.
+        pull: as of `ours`.
     """
-    rule = RelevanceAggregator(weights)
-    colora = adapters(gate=gate or StaticGate(), num_blocks=0, aligned=None, private_layers=True)
-    return Method("no Co-LoRA", rule, (colora,))
+    colora = adapters(num_blocks=0, aligned=None, private_layers=True)
+    return Method("no Co-LoRA", RelevanceAggregator(weights, pull=pull), (colora,))

@@ -1,37 +1,49 @@
-"""Ours, and the paper's own setting of it."""
+"""Ours, the structure that the paper uses, and the paper's own setting of it."""
 
 from __future__ import annotations
 
 from lightning_pfl.adapters import GatePolicy, StaticGate
 from lightning_pfl.aggregation import RelevanceAggregator
-from lightning_pfl.functional.relevance import Softmax, WeightPolicy
+from lightning_pfl.functional.relevance import WeightPolicy
 from lightning_pfl.methods.method import Adapters, Method
 
-__all__ = ["ours", "paper"]
+__all__ = ["frozen_mixture", "ours", "paper"]
 
 
-def ours(
-    adapters: Adapters,
-    *,
-    weights: WeightPolicy | None = None,
-    warm_start: WeightPolicy | None = None,
-    gate: GatePolicy | None = None,
-) -> Method:
-    r"""Co-LoRA with relevance: :math:`G_i = \sum_j w_{ij} L_j` beside the client's own L, weighed by a gate.
+def ours(adapters: Adapters, *, weights: WeightPolicy | None = None, pull: float = 0.5) -> Method:
+    r"""Co-LoRA with relevance: L is pulled towards its relatives', :math:`L_i \leftarrow (1 - a) L_i + a \sum_j w_{ij} L_j`.
 
     Args:
         adapters: makes the adapters.
-        weights: how rows are made of cosines. None: `Softmax()`, row-standardised.
-        warm_start: what L starts a round from. None: from itself.
-        gate: None: `StaticGate()`.
+        weights: how rows are made of cosines. None: ``Softmax(0.25)``, row-standardised.
+        pull: a.
 
     Example:
         >>> from lightning_pfl.callbacks.colora import CoLoRA
-        >>> ours(CoLoRA).aggregator.needs_sketches
-        True
+        >>> ours(CoLoRA).aggregator.uses_global_branch
+        False
     """
-    rule = RelevanceAggregator(weights, warm_start=warm_start)
-    return Method("ours", rule, (adapters(gate=gate or StaticGate()),))
+    return Method("ours", RelevanceAggregator(weights, pull=pull), (adapters(),))
+
+
+def frozen_mixture(
+    adapters: Adapters,
+    *,
+    weights: WeightPolicy | None = None,
+    pull: float = 0.0,
+    gate: GatePolicy | None = None,
+) -> Method:
+    r"""The paper's structure under our rows: :math:`G_i = \sum_j w_{ij} L_j` frozen beside L, weighed by a gate.
+
+    Args:
+        adapters: makes the adapters.
+        weights: how rows are made of cosines. None: ``Softmax(0.25)``, row-standardised.
+        pull: how far L is pulled besides.
+        gate: None: `StaticGate()`.
+    """
+    rule = RelevanceAggregator(weights, pull=pull, global_branch=True)
+    name = "frozen mixture" + (", pulled" if pull else "")
+    return Method(name, rule, (adapters(gate=gate or StaticGate()),))
 
 
 def paper(adapters: Adapters, *, include_self: bool = False) -> Method:
@@ -48,5 +60,5 @@ def paper(adapters: Adapters, *, include_self: bool = False) -> Method:
     Source:
         Co-LoRA, arXiv:2506.11024.
     """
-    rule = RelevanceAggregator(Softmax(0.5, standardize=False, include_self=include_self), ema=0.5)
+    rule = RelevanceAggregator.paper(include_self=include_self)
     return Method("the paper's", rule, (adapters(gate=StaticGate()),))

@@ -60,29 +60,45 @@ def test_a_uniform_warm_start_moves_the_own_adapter_too(tmp_path):
     assert trained(strategy) == near(0.1 + 0.05 * 0.75, 0.1 + 0.05 * 2.85)
 
 
-def test_ours_trains_beside_what_the_others_have_sent(tmp_path):
+def test_a_frozen_mixture_is_trained_beside(tmp_path):
     """With one other client its row is that client's, whatever the cosines; `uniform` does the same."""
-    strategy, _ = run(tmp_path, methods.ours(NUMBER), callbacks=[FixedSketch()])
+    strategy, _ = run(tmp_path, methods.frozen_mixture(NUMBER), callbacks=[FixedSketch()])
 
     assert trained(strategy) == near(0.05 + 0.05 * 0.8, 0.15 + 0.05 * 2.8)
+
+
+def test_ours_starts_half_way_to_what_the_other_has_sent(tmp_path):
+    strategy, _ = run(tmp_path, methods.ours(NUMBER), callbacks=[FixedSketch()])
+
+    # L: .1, .3, both pulled to .2, so h = 2 L = .4; then steps by .1 * (y - h), at full scale
+    assert trained(strategy) == near(0.2 + 0.1 * 0.6, 0.2 + 0.1 * 2.6)
+
+
+def test_a_pull_to_all_goes_to_the_mean_of_the_others(tmp_path):
+    strategy, _ = run(tmp_path, methods.pulled_to_all(NUMBER, pull=0.25))
+
+    # .1 and .3 a quarter of the way to each other: .15, .25, so h = .3, .5
+    assert trained(strategy) == near(0.15 + 0.1 * 0.7, 0.25 + 0.1 * 2.5)
 
 
 def test_without_co_lora_only_clients_of_one_architecture_exchange(tmp_path):
     clients = [Client("a"), Client("b"), Client("c", model=OtherNumber)]
     strategy, _ = run(tmp_path, methods.no_colora(NUMBER), clients=clients, callbacks=[FixedSketch()])
 
-    # A is the same for a and b, and half of h is L: B = .1 * .5 * y A. Then G is the other one's, h = (B_G + B_L) A / 2
-    # and L steps by .05 (y - h) A. A itself has moved by .05 (y - h) B from its start.
+    # A is the same for a and b, and stays while B = 0: B = .1 y A. Then a's row gives itself a half and b a half, but
+    # for the little that c has, whose B is of another architecture: what is left is scaled up
     one, _ = run(tmp_path, methods.no_colora(NUMBER), clients=clients, callbacks=[FixedSketch()], rounds=1)
     (A, same), B = trained(one, "A.default"), trained(one, "B.default")
     assert same == A
-    assert near(0.05 * A, 0.15 * A) == B
-    h = (B[0] + B[1]) * A / 2
-    assert trained(strategy, "B.default") == near(B[0] + 0.05 * (1 - h) * A, B[1] + 0.05 * (3 - h) * A)
-    assert trained(strategy, "A.default") == near(A + 0.05 * (1 - h) * B[0], A + 0.05 * (3 - h) * B[1])
-    # c is alone: G is its own last upload, so h = B A
+    assert near(0.1 * A, 0.3 * A) == B
+    w = exp(4) / (exp(4) + exp(-4))
+    mixed = [(own + w * other) / (1 + w) for own, other in ((B[0], B[1]), (B[1], B[0]))]
+    errors = [y - start * A for y, start in zip((1, 3), mixed, strict=True)]
+    assert trained(strategy, "B.default") == near(*(s + 0.1 * e * A for s, e in zip(mixed, errors, strict=True)))
+    assert trained(strategy, "A.default") == near(*(A + 0.1 * e * s for s, e in zip(mixed, errors, strict=True)))
+    # c is alone: nothing pulls it
     (A,), (B,) = trained(one, "A.default", "c"), trained(one, "B.default", "c")
-    assert trained(strategy, "B.default", "c") == near(B + 0.05 * (1 - B * A) * A)
+    assert trained(strategy, "B.default", "c") == near(B + 0.1 * (1 - B * A) * A)
     assert methods.no_colora(partial(NUMBER, aligned="bases.safetensors")).callbacks[0].aligned is None
 
 
@@ -98,14 +114,24 @@ def frozen_of_a(method):
     return method.aggregator.aggregate(UPDATES, {}).personalized["a"].frozen.common.vector.item()
 
 
+def start_of_a(method):
+    return method.aggregator.aggregate(UPDATES, {}).personalized["a"].start.common.vector.item()
+
+
+def half_way(first, second):
+    """From a's 1 half of the way to a mixture of 2 and 4."""
+    return 0.5 + 0.5 * (2 * first + 4 * second) / (first + second)
+
+
 def test_ours_standardises_rows_and_the_papers_does_not():
     """The cosines of a with b and c are .7071 and 0."""
-    ours, paper = (frozen_of_a(method(NUMBER)) for method in (methods.ours, methods.paper))
-
-    # standardised they are 1 and -1, so exp(2) : exp(-2); plain exp(1.4142) : 1
-    assert ours == pytest.approx((2 * exp(2) + 4 * exp(-2)) / (exp(2) + exp(-2)))
-    assert paper == pytest.approx((2 * exp(2**0.5) + 4) / (exp(2**0.5) + 1))
-    assert frozen_of_a(methods.unaligned(NUMBER)) == frozen_of_a(methods.no_colora(NUMBER)) == ours
+    # standardised they are 1 and -1, so exp(4) : exp(-4) at a quarter; plain exp(1.4142) : 1 at a half
+    ours = half_way(exp(4), exp(-4))
+    for method in (methods.ours, methods.unaligned):
+        assert start_of_a(method(NUMBER)) == pytest.approx(ours)
+    frozen = frozen_of_a(methods.frozen_mixture(NUMBER))
+    assert frozen == pytest.approx((2 * exp(4) + 4 * exp(-4)) / (exp(4) + exp(-4)))
+    assert frozen_of_a(methods.paper(NUMBER)) == pytest.approx((2 * exp(2**0.5) + 4) / (exp(2**0.5) + 1))
 
 
 def test_the_papers_setting_can_count_the_client_itself_and_keeps_half_of_the_last_sketch():
@@ -124,16 +150,16 @@ def test_the_papers_setting_can_count_the_client_itself_and_keeps_half_of_the_la
 
 
 def test_random_relevance_is_as_concentrated_and_somebody_elses():
-    found = {round(frozen_of_a(methods.shuffled(NUMBER, seed=seed)), 5) for seed in range(8)}
+    found = {round(start_of_a(methods.shuffled(NUMBER, seed=seed)), 5) for seed in range(8)}
 
-    right, wrong = ((x * exp(2) + y * exp(-2)) / (exp(2) + exp(-2)) for x, y in ((2, 4), (4, 2)))
+    right, wrong = half_way(exp(4), exp(-4)), half_way(exp(-4), exp(4))
     assert found == {round(right, 5), round(wrong, 5)}  # of two others, a seed picks either
 
 
 def test_the_oracle_counts_shared_tasks():
     tasks = {"a": ["x", "y"], "b": ["z"], "c": ["y"]}
 
-    assert frozen_of_a(methods.oracle(NUMBER, tasks=tasks)) == 4.0
+    assert start_of_a(methods.oracle(NUMBER, tasks=tasks)) == 0.5 + 0.5 * 4.0
 
 
 def test_an_unaligned_control_overrules_the_alignment():

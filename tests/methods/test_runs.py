@@ -54,6 +54,8 @@ METHODS = {
     "hetlora": partial(methods.hetlora, ranks=RANKS, decay=0.5, penalty=3.0),
     "flora": partial(methods.flora, ranks=RANKS),
     "ours": methods.ours,
+    "frozen_mixture": methods.frozen_mixture,
+    "pulled_to_all": methods.pulled_to_all,
     "paper": methods.paper,
     "uniform": partial(methods.uniform, warm_start=True),
     "shuffled": methods.shuffled,
