@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from lightning_pfl.__about__ import __version__
 from lightning_pfl.benchmark.suite import commands as suite
+from lightning_pfl.comparison import commands as comparison
 from lightning_pfl.errors import FederationError
 from lightning_pfl.parties import commands as parties
 
@@ -131,10 +132,10 @@ def main(args: Sequence[str] | None = None) -> None:
         command = ArgumentParser(description=(step.__doc__ or "").split("\n", 1)[0])
         command.add_function_arguments(step, as_positional=False)
         steps.add_subcommand(step.__name__, command, help=command.description)
-    of_suite = ArgumentParser(description="The offline suite of tasks: list, build, verify and show it.")
+    of_suite = ArgumentParser(description="The offline suite of tasks, and methods compared on it.")
     commands.add_subcommand("benchmark", of_suite, help=of_suite.description)
     suite_steps = of_suite.add_subcommands(required=True)
-    for step_of_suite, arguments in suite.COMMANDS.items():
+    for step_of_suite, arguments in _BENCHMARK.items():
         command = ArgumentParser(description=(step_of_suite.__doc__ or "").split("\n", 1)[0])
         for name, settings in arguments:
             command.add_argument(name, **settings)
@@ -144,7 +145,7 @@ def main(args: Sequence[str] | None = None) -> None:
         _run_round(parser.instantiate(chosen)["round"])
         return
     if chosen.subcommand == "benchmark":
-        chosen_step = next(step for step in suite.COMMANDS if step.__name__ == chosen["benchmark"]["subcommand"])
+        chosen_step = next(step for step in _BENCHMARK if step.__name__ == chosen["benchmark"]["subcommand"])
         chosen_step(**vars(chosen["benchmark"][chosen_step.__name__]))
         return
     function = next(function for function in _COMMANDS if function.__name__ == chosen.subcommand)
@@ -166,6 +167,9 @@ _COMMANDS: Mapping[Callable[..., None], Mapping[str, str]] = {
     align: {"overwrite": "Replace an alignment that is in the folder already."},
 }
 """Per command, which of its arguments are flags, with their help."""
+
+_BENCHMARK = {**suite.COMMANDS, **comparison.COMMANDS}
+"""Commands of the suite and of comparisons, with their arguments."""
 
 _ROUND: Sequence[Callable[..., str]] = (parties.keys, parties.roster, parties.export, parties.aggregate, parties.apply)
 """Commands of a round of parties."""

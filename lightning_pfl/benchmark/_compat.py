@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
@@ -48,3 +50,16 @@ def plain_attention(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+def keep_rows(model: PreTrainedModel, ids: Tensor) -> None:
+    """Cut embedding and head, which may be one tensor, to some tokens' rows in place."""
+    whole: Any = model
+    embedding, head = whole.get_input_embeddings(), whole.get_output_embeddings()
+    rows = nn.Parameter(embedding.weight.detach()[ids].clone(), requires_grad=False)
+    is_tied = head.weight is embedding.weight
+    last = rows if is_tied else nn.Parameter(head.weight.detach()[ids].clone(), requires_grad=False)
+    embedding.weight, head.weight = rows, last
+    embedding.num_embeddings = head.out_features = len(ids)
+    embedding.padding_idx = None
+    whole.config.vocab_size = whole.vocab_size = whole.model.vocab_size = len(ids)

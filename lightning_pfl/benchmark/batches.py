@@ -11,6 +11,7 @@ Start at `TaskData`, a LightningDataModule of one task. A batch is a dict of ten
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, final
@@ -98,6 +99,17 @@ class TaskDataset(Dataset[dict[str, Tensor]]):
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    @property
+    def options(self) -> Sequence[Sequence[int]]:
+        """First token of each choice, per example."""
+        return self._options
+
+    def digest(self) -> str:
+        """Of all that a model is told: features, tokens, choices, answers; 64 hex characters."""
+        told = hashlib.sha256(repr((self._ends, self._prompts, self._options, self._answers)).encode())
+        told.update(self._features.contiguous().numpy().tobytes())
+        return told.hexdigest()
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         first = self._ends[index - 1] if index else 0

@@ -8,11 +8,15 @@ time.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast, final
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -71,6 +75,14 @@ class LowerLayers:
             del inputs[name]
         return replace(reading, inputs={**inputs, "states": states})
 
+    def digest(self) -> str:
+        """Of the whole module's weights and of how many layers are kept; 64 hex characters."""
+        told = hashlib.sha256(repr((self._num_kept, type(self._module.language_model).__name__)).encode())
+        for name, tensor in sorted(self._module.state_dict().items()):
+            told.update(f"{name}/{tensor.dtype}/{tuple(tensor.shape)}".encode())
+            told.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return told.hexdigest()
+
     def cut(self) -> VisionLanguageModule:
         """Cut the module to its last layers, in place; afterwards it takes batches with ``states`` only."""
         keep_last_layers(cast(Any, self._module).language_model, self._num_kept)
@@ -96,8 +108,10 @@ class StateDataset(Dataset[dict[str, Tensor]]):
         batch_size: int = 64,
         report: Callable[[int, int], None] | None = None,
     ) -> None:
-        states, self._ends = [], [0]
-        self._options, self._answers = [], []
+        states: list[Tensor] = []
+        self._ends: list[int] = [0]
+        self._options: list[list[int]] = []
+        self._answers: list[int] = []
         for start in range(0, len(examples), batch_size):
             items = [examples[index] for index in range(start, min(start + batch_size, len(examples)))]
             found = lower.states(collate(items))
@@ -110,6 +124,35 @@ class StateDataset(Dataset[dict[str, Tensor]]):
             if report is not None:
                 report(len(self._answers), len(examples))
         self._states = torch.cat(states) if states else torch.zeros(0, 0)
+
+    def save(self, path: Path) -> None:
+        """Write all of it to a safetensors file, in one step."""
+        numbers = {
+            "ends": self._ends,
+            "answers": self._answers,
+            "options": [token for row in self._options for token in row],
+            "counts": [len(row) for row in self._options],
+        }
+        tensors = {name: torch.tensor(values, dtype=torch.int64) for name, values in numbers.items()}
+        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+        save_file({"states": self._states, **tensors}, partial)
+        os.replace(partial, path)
+
+    @staticmethod
+    def load(path: Path) -> StateDataset:
+        """Read what `save` wrote."""
+        read = load_file(path)
+        made = StateDataset.__new__(StateDataset)
+        made._states, made._ends, made._answers = read["states"], read["ends"].tolist(), read["answers"].tolist()
+        made._options = [row.tolist() for row in read["options"].split(read["counts"].tolist())]
+        return made
+
+    def with_options(self, rename: Callable[[Sequence[int]], list[int]]) -> StateDataset:
+        """The same states with other names for the tokens of the choices (`vocabulary.KeptTokens.places`)."""
+        made = StateDataset.__new__(StateDataset)
+        made._states, made._ends, made._answers = self._states, self._ends, self._answers
+        made._options = [rename(row) for row in self._options]
+        return made
 
     def __len__(self) -> int:
         return len(self._answers)

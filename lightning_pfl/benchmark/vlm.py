@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_pfl.adapters import adapter_parameters
 from lightning_pfl.benchmark.batches import IMAGE_ID
+from lightning_pfl.benchmark.last_position import ends_in_one_layer, last_state
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,11 @@ class VisionLanguageModule(L.LightningModule):
         warmup_steps: optimizer steps of linear warm-up; constant afterwards.
         train_projector: train the projector too; off, it stays as it was pre-trained.
 
+    Attributes:
+        only_last_position: where one layer is left, which goes on from ``states``, compute nothing of it that does not
+            bear on the answer (`last_position`); off unless it is set. What reads that layer at all positions, such as
+            an alignment, needs it off.
+
     Raises:
         ValueError: the projector's width is not the language model's.
     """
@@ -107,6 +113,7 @@ class VisionLanguageModule(L.LightningModule):
         self.lr_pq = lr_pq
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
+        self.only_last_position = False
         hidden = self._head().shape[1]
         if projector.hidden != hidden:
             raise ValueError(
@@ -115,7 +122,7 @@ class VisionLanguageModule(L.LightningModule):
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Score the offered answers: logits [b, c] in float32, minus infinity where an example offers fewer."""
-        last = self.hidden_states(batch)[:, -1].float()
+        last = self.last_states(batch).float()
         logits = torch.einsum("bch,bh->bc", self.answer_rows(batch["option_ids"].clamp(min=0)), last)
         cap = getattr(self._config(), "final_logit_softcapping", None)
         if cap is not None:
@@ -126,13 +133,24 @@ class VisionLanguageModule(L.LightningModule):
         """The head's rows of some tokens, float32 [..., hidden]; against a last hidden state they give its logits."""
         return self._head()[tokens].float()
 
+    def last_states(self, batch: dict[str, Tensor]) -> Tensor:
+        """The language model's last hidden state at the last position [b, hidden], where the answer is read."""
+        body = self._body()
+        if self.only_last_position and "states" in batch and ends_in_one_layer(body):
+            return last_state(body, batch["states"].to(self._head().dtype), batch["attention_mask"])
+        return self.hidden_states(batch)[:, -1]
+
     def hidden_states(self, batch: dict[str, Tensor]) -> Tensor:
         """The language model's last hidden states [b, t, hidden] over pictures and question.
 
         Where a batch has ``states`` [b, t, hidden], the model goes on from those (see `states`).
         """
         mask = batch["attention_mask"]
-        begun = batch["states"] if "states" in batch else self.embed(batch["features"], batch["input_ids"])
+        begun = (
+            batch["states"].to(self._head().dtype)
+            if "states" in batch
+            else self.embed(batch["features"], batch["input_ids"])
+        )
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         return cast(
             Tensor,

@@ -21,7 +21,7 @@ from lightning_pfl.federation.plan import snapshot_for_newcomer
 from lightning_pfl.federation.rounds import Rounds
 from lightning_pfl.federation.schedule import client_seed
 from lightning_pfl.federation.turn import build_client, introduce_client
-from lightning_pfl.types import Assignment
+from lightning_pfl.types import Assignment, Personalized
 
 __all__ = ["Newcomer", "export", "personalize", "personalize_new"]
 
@@ -45,14 +45,16 @@ class Newcomer:
     notes: Sequence[str] = ()
 
 
-def personalize(rounds: Rounds, client_id: str, module: L.LightningModule) -> L.LightningModule:
+def personalize(
+    rounds: Rounds, client_id: str, module: L.LightningModule, *, aggregated: bool = True
+) -> L.LightningModule:
     """See `FederatedStrategy.personalize`."""
     if rounds.plan.has_default_model(client_id) and type(module) is not rounds.plan.default_class:
         raise TypeError(
             f"Client `{client_id}` trained the module that was handed to the Trainer, a "
             f"{rounds.plan.default_class.__name__}, but here is a {type(module).__name__}. Pass a module of that class."
         )
-    _, personal = _build(rounds, client_id)
+    _, personal = _build(rounds, client_id, aggregated=aggregated)
     return personal
 
 
@@ -94,8 +96,10 @@ def export(rounds: Rounds, client_id: str, path: Path) -> Path:
     return path
 
 
-def _build(rounds: Rounds, client_id: str) -> tuple[L.Trainer, L.LightningModule]:
+def _build(rounds: Rounds, client_id: str, *, aggregated: bool = True) -> tuple[L.Trainer, L.LightningModule]:
     job = rounds.job(client_id, TrainerFn.FITTING, rounds.round or 0, count=False)
+    if not aggregated:
+        job = replace(job, assignment=replace(job.assignment, personalized=Personalized()))
     with rounds.plan.settings.turn(seed=job.seed, num_threads=job.num_threads):
         trainer, module = build_client(rounds.plan.snapshots[job.snapshot], job)
     return trainer, module.eval()

@@ -205,12 +205,14 @@ class FederatedStrategy(SingleDeviceStrategy):
         """How long each client's last training turn took, by client id, where it has had one in this process."""
         return {} if self._rounds is None else dict(self._rounds.seconds)
 
-    def personalize(self, module: L.LightningModule, client_id: str) -> L.LightningModule:
+    def personalize(self, module: L.LightningModule, client_id: str, *, aggregated: bool = True) -> L.LightningModule:
         """One client's model, with its private state and what the server has for it.
 
         Args:
             module: that was handed to the Trainer; left alone.
             client_id: whose model.
+            aggregated: with what the server has for it now; else as the client's last turn has left it, which is what
+                the Co-LoRA paper scores.
 
         Returns:
             A module of its own, in evaluation mode.
@@ -219,7 +221,7 @@ class FederatedStrategy(SingleDeviceStrategy):
             ValueError: no client of that name.
             FederationError: nothing has run yet.
         """
-        return personalize(self._ran(), self._known(client_id), module)
+        return personalize(self._ran(), self._known(client_id), module, aggregated=aggregated)
 
     def personalize_new(self, client: Client) -> Newcomer:
         """A model for a client that took no part, from the others' by the sketch of its task alone.

@@ -11,7 +11,7 @@ __all__ = ["frozen_mixture", "ours", "paper"]
 
 
 def ours(adapters: Adapters, *, weights: WeightPolicy | None = None, pull: float = 0.5) -> Method:
-    r"""Co-LoRA with relevance: L is pulled towards its relatives', :math:`L_i \leftarrow (1 - a) L_i + a \sum_j w_{ij} L_j`.
+    r"""Co-LoRA with relevance: after a round, :math:`L_i \leftarrow (1 - a) L_i + a \sum_j w_{ij} L_j`.
 
     Args:
         adapters: makes the adapters.

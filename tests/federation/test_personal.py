@@ -80,6 +80,20 @@ def trained(strategy, client_id, name):
     return unpack_state(strategy.store.get(client_id))["state_dict"][name]
 
 
+def test_a_clients_model_can_be_had_as_its_own_training_left_it(run):
+    """Before the last round's answer G is what the client trained beside; after it, the mixture of what all sent."""
+    strategy, _ = run
+    name = "blocks.1.fc.colora_global_P.default"
+
+    left = strategy.personalize(Blocks(), "one-a", aggregated=False).state_dict()
+    answered = strategy.personalize(Blocks(), "one-a").state_dict()
+
+    torch.testing.assert_close(left[name], trained(strategy, "one-a", name), rtol=0, atol=0)
+    assert not torch.equal(answered[name], left[name])
+    own = "blocks.1.fc.colora_P.default"
+    torch.testing.assert_close(answered[own], left[own], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("client", "width"),
     [(Client("one-new"), 8), (Client("two-new", model=WideBlocks), 12), (Client("two-late", model=Late), 8)],

@@ -1,0 +1,343 @@
+"""What records say, as numbers: the content of every table and every picture of a report.
+
+Start at `Findings.of`. All scores are in percent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import final
+
+from lightning_pfl.comparison.evaluation import AGGREGATED, TRAINED
+from lightning_pfl.comparison.record import Record, Rows
+from lightning_pfl.comparison.scores import client_matrix, curve, last_scores
+from lightning_pfl.comparison.statistics import Summary, paired, pearson, spearman, summary
+
+__all__ = ["MEASURES", "Cost", "Curve", "Findings", "Matrix", "Relevance", "Row"]
+
+MEASURES = ("Self", "Others")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method's last scores.
+
+    Attributes:
+        method: its name.
+        role: what it is in the comparison.
+        trained: Self and Others of clients' models as their own training leaves them.
+        aggregated: of those that they have after aggregation.
+        against: differences of `trained`, Self and Others, by what they are taken to: "local", "control", "baseline".
+    """
+
+    method: str
+    role: str
+    trained: tuple[Summary, Summary]
+    aggregated: tuple[Summary, Summary]
+    against: Mapping[str, tuple[Summary, Summary]]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One method's score by round.
+
+    Attributes:
+        method: its name.
+        role: what it is in the comparison.
+        measure: "Self" or "Others".
+        points: by how many rounds had been run.
+    """
+
+    method: str
+    role: str
+    measure: str
+    points: Mapping[int, Summary]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One method's last scores of client i's model on client j's tasks, in the mean over seeds."""
+
+    method: str
+    rows: Rows
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """What a method took for related, beside what is.
+
+    Attributes:
+        method: its name.
+        weights: its last mixtures, in the mean over seeds.
+        similarity: its last cosines, in the mean over seeds; None without sketches.
+        of_weights: correlation with the truth over pairs of different clients, by numbers and by ranks.
+        of_similarity: as of weights; NaN without sketches.
+    """
+
+    method: str
+    weights: Rows
+    similarity: Rows | None
+    of_weights: tuple[float, float]
+    of_similarity: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run of a method costs, in the mean over seeds.
+
+    Attributes:
+        method: its name.
+        role: what it is in the comparison.
+        sent: bytes per client in the whole run.
+        received: bytes per client in the whole run.
+        operations: of training, relative to training alone (or to the cheapest method).
+        seconds: of processor time, training and evaluation.
+        scores: Self and Others.
+    """
+
+    method: str
+    role: str
+    sent: float
+    received: float
+    operations: float
+    seconds: tuple[float, float]
+    scores: tuple[float, float]
+
+
+@final
+@dataclass(frozen=True)
+class Findings:
+    """All of it.
+
+    Attributes:
+        about: what was run, from the first record.
+        clients: ids.
+        models: of the clients.
+        own: tasks of the clients.
+        seeds: that occur.
+        chance: Self and Others of answering without looking.
+        rows: in the order of the comparison.
+        references: names of the methods that differences are taken to, by "local", "control" and, per measure,
+            "baseline Self" and "baseline Others".
+        curves: Self and Others by round.
+        matrices: of what each client's model knows of the others' tasks.
+        truth: how related clients are.
+        relevance: of methods that mix.
+        costs: bytes, operations, seconds.
+        versions: of the libraries, from the first record.
+    """
+
+    about: Mapping[str, object]
+    clients: Sequence[str]
+    models: Sequence[str]
+    own: Sequence[Sequence[str]]
+    seeds: Sequence[int]
+    chance: tuple[float, float]
+    rows: Sequence[Row]
+    references: Mapping[str, str]
+    curves: Sequence[Curve]
+    matrices: Sequence[Matrix]
+    truth: Rows
+    relevance: Sequence[Relevance]
+    costs: Sequence[Cost]
+    versions: Mapping[str, str]
+
+    @staticmethod
+    def of(records: Sequence[Record]) -> Findings:
+        """Read records of one comparison.
+
+        Args:
+            records: any number per method; the order of methods is that in which they first occur.
+
+        Raises:
+            ValueError: none, or records of different clients, tasks or settings.
+        """
+        by_method = _grouped(records)
+        first = records[0]
+        scores = {
+            name: {moment: _scores(runs, moment) for moment in (TRAINED, AGGREGATED)}
+            for name, runs in by_method.items()
+        }
+        roles = {name: str(runs[0].about.get("role", "baseline")) for name, runs in by_method.items()}
+        references = _references(roles, {name: one[TRAINED] for name, one in scores.items()})
+        rows = [
+            Row(
+                name,
+                roles[name],
+                _summaries(scores[name][TRAINED]),
+                _summaries(scores[name][AGGREGATED]),
+                _differences(name, scores, references),
+            )
+            for name in by_method
+        ]
+        shown = [name for name in dict.fromkeys(references.values()) if name in by_method]
+        shown += [name for name, role in roles.items() if role == "ours" and name not in shown]
+        return Findings(
+            about=first.about,
+            clients=first.clients,
+            models=first.models,
+            own=first.own,
+            seeds=sorted({record.seed for record in records}),
+            chance=_chance(first),
+            rows=rows,
+            references=references,
+            curves=[one for name, runs in by_method.items() for one in _curves(name, roles[name], runs)],
+            matrices=[Matrix(name, _mean_rows([client_matrix(run) for run in by_method[name]])) for name in shown],
+            truth=first.relations,
+            relevance=[one for name, runs in by_method.items() if (one := _relevance(name, runs)) is not None],
+            costs=_costs(by_method, roles, scores),
+            versions=first.versions,
+        )
+
+
+def _grouped(records: Sequence[Record]) -> dict[str, list[Record]]:
+    if not records:
+        raise ValueError("A report needs at least one finished run.")
+    same = ("scenario", "assignment", "side", "rounds", "steps", "batch_size", "num_train")
+    first = records[0]
+    grouped: dict[str, list[Record]] = {}
+    for record in records:
+        differ = [name for name in same if record.about.get(name) != first.about.get(name)]
+        differ += [
+            name for name in ("clients", "models", "tasks", "own") if getattr(record, name) != getattr(first, name)
+        ]
+        if differ:
+            raise ValueError(
+                f"Runs of one report must be of one comparison, but {record.method!r}, seed {record.seed}, differs "
+                f"from {first.method!r}, seed {first.seed}, in {differ}."
+            )
+        runs = grouped.setdefault(record.method, [])
+        if any(run.seed == record.seed for run in runs):
+            raise ValueError(f"{record.method!r} has seed {record.seed} twice.")
+        if runs and runs[0].key != record.key:
+            raise ValueError(
+                f"{record.method!r} was run with different settings with seeds {runs[0].seed} and {record.seed}."
+            )
+        runs.append(record)
+    return grouped
+
+
+def _scores(runs: Sequence[Record], moment: str) -> tuple[dict[int, float], dict[int, float]]:
+    """Self and Others in percent, by seed."""
+    found = {run.seed: last_scores(run, moment=moment) for run in runs}
+    own, others = ({seed: 100 * pair[at] for seed, pair in found.items()} for at in (0, 1))
+    return own, others
+
+
+def _summaries(scores: tuple[Mapping[int, float], Mapping[int, float]]) -> tuple[Summary, Summary]:
+    own, others = (summary(list(values.values())) for values in scores)
+    return own, others
+
+
+def _references(
+    roles: Mapping[str, str], trained: Mapping[str, tuple[Mapping[int, float], Mapping[int, float]]]
+) -> dict[str, str]:
+    found = {
+        role: name for role in ("local", "control") for name in [one for one, is_ in roles.items() if is_ == role][:1]
+    }
+    baselines = [name for name, role in roles.items() if role in ("local", "baseline")]
+    for at, measure in enumerate(MEASURES):
+        if baselines:
+            found[f"baseline {measure}"] = max(baselines, key=lambda name: fmean(trained[name][at].values()))
+    return found
+
+
+def _differences(
+    name: str,
+    scores: Mapping[str, Mapping[str, tuple[Mapping[int, float], Mapping[int, float]]]],
+    references: Mapping[str, str],
+) -> dict[str, tuple[Summary, Summary]]:
+    found = {}
+    for kind in ("local", "control", "baseline"):
+        pair = []
+        for at, measure in enumerate(MEASURES):
+            other = references.get(kind if kind != "baseline" else f"baseline {measure}")
+            pair.append(
+                summary([])
+                if other is None or other == name
+                else paired(scores[name][TRAINED][at], scores[other][TRAINED][at])
+            )
+        found[kind] = (pair[0], pair[1])
+    return found
+
+
+def _chance(record: Record) -> tuple[float, float]:
+    by_task = dict(zip(record.tasks, record.chance, strict=True))
+    own = fmean(fmean(by_task[task] for task in mine) for mine in record.own)
+    others = fmean(fmean(chance for task, chance in by_task.items() if task not in mine) for mine in record.own)
+    return 100 * own, 100 * others
+
+
+def _curves(name: str, role: str, runs: Sequence[Record]) -> list[Curve]:
+    curves = [curve(run) for run in runs]
+    rounds = sorted({round for one in curves for round in one})
+    found = []
+    for at, measure in enumerate(MEASURES):
+        points = {round: summary([100 * one[round][at] for one in curves if round in one]) for round in rounds}
+        found.append(Curve(name, role, measure, {r: point for r, point in points.items() if point.count}))
+    return found
+
+
+def _relevance(name: str, runs: Sequence[Record]) -> Relevance | None:
+    mixed = [run for run in runs if run.weights is not None]
+    if not mixed:
+        return None
+    weights = _mean_rows([run.weights for run in mixed if run.weights is not None])
+    cosines = [run.similarity for run in mixed if run.similarity is not None]
+    similarity = _mean_rows(cosines) if cosines else None
+    truth = mixed[0].relations
+    nothing = (math.nan, math.nan)
+    return Relevance(
+        name,
+        weights,
+        similarity,
+        _agreement(weights, truth),
+        nothing if similarity is None else _agreement(similarity, truth),
+    )
+
+
+def _agreement(found: Rows, truth: Rows) -> tuple[float, float]:
+    pairs = [
+        (found[i][j], truth[i][j])
+        for i in range(len(found))
+        for j in range(len(found))
+        if i != j and not math.isnan(found[i][j])
+    ]
+    if len(pairs) < 3:
+        return math.nan, math.nan
+    one, other = zip(*pairs, strict=True)
+    return pearson(one, other), spearman(one, other)
+
+
+def _costs(
+    by_method: Mapping[str, Sequence[Record]],
+    roles: Mapping[str, str],
+    scores: Mapping[str, Mapping[str, tuple[Mapping[int, float], Mapping[int, float]]]],
+) -> list[Cost]:
+    operations = {name: fmean(run.operations for run in runs) for name, runs in by_method.items()}
+    alone = [name for name, role in roles.items() if role == "local"]
+    least = operations[alone[0]] if alone else min(operations.values())
+    return [
+        Cost(
+            name,
+            roles[name],
+            fmean(fmean(run.sent) for run in runs),
+            fmean(fmean(run.received) for run in runs),
+            operations[name] / least if least else math.nan,
+            (fmean(run.seconds["training"] for run in runs), fmean(run.seconds["evaluation"] for run in runs)),
+            (fmean(scores[name][TRAINED][0].values()), fmean(scores[name][TRAINED][1].values())),
+        )
+        for name, runs in by_method.items()
+    ]
+
+
+def _mean_rows(matrices: Sequence[Rows]) -> list[list[float]]:
+    """Cell by cell over those that have a number there; NaN where none has."""
+    size = range(len(matrices[0]))
+    cells = [
+        [[m[i][j] for m in matrices if m[i][j] is not None and not math.isnan(m[i][j])] for j in size] for i in size
+    ]
+    return [[fmean(cell) if cell else math.nan for cell in row] for row in cells]

@@ -1,0 +1,264 @@
+"""A report's sections: words, pictures and tables, made of `Findings`. HTML and Markdown show the same tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from lightning_pfl.comparison.record import Rows
+from lightning_pfl.comparison.report import figures
+from lightning_pfl.comparison.report.findings import MEASURES, Findings, Row
+from lightning_pfl.comparison.statistics import Summary
+
+__all__ = ["Cell", "Picture", "Section", "Table", "TableRow", "sections_of"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A text; ``up`` or ``down`` marks a difference whose interval leaves out 0."""
+
+    text: str
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """Cells, the first of them the row's name."""
+
+    cells: Sequence[Cell]
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under columns."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[TableRow]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An SVG and what it shows."""
+
+    svg: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report."""
+
+    title: str
+    words: Sequence[str] = ()
+    pictures: Sequence[Picture] = ()
+    tables: Sequence[Table] = ()
+
+
+def sections_of(findings: Findings) -> list[Section]:
+    """All sections, in the order of the page."""
+    makers: Sequence[Callable[[Findings], Section | None]] = (_scores, _curves, _matrices, _relevance, _costs, _setting)
+    return [section for make in makers if (section := make(findings)) is not None]
+
+
+def _scores(findings: Findings) -> Section:
+    names = findings.references
+    columns = ["method", "seeds"]
+    for measure in MEASURES:
+        columns.append(measure)
+        columns += [f"{measure} - {kind}" for kind in ("local", "control", "best baseline")]
+    rows = [
+        TableRow(
+            [
+                Cell(row.method),
+                Cell(str(row.trained[0].count)),
+                *(cell for at in range(len(MEASURES)) for cell in _measure_cells(row, at)),
+            ],
+            row.role,
+        )
+        for row in findings.rows
+    ]
+    after = [
+        TableRow([Cell(row.method), *(Cell(_mean_sd(one)) for one in (*row.trained, *row.aggregated))], row.role)
+        for row in findings.rows
+    ]
+    taken = ", ".join(
+        f"{what} is {names[kind]}"
+        for what, kind in (
+            ("local", "local"),
+            ("the control", "control"),
+            ("the best baseline in Self", "baseline Self"),
+            ("in Others", "baseline Others"),
+        )
+        if kind in names
+    )
+    words = [
+        "Self: the mean over clients of the accuracy on their own tasks, in percent; all of them count in every round. "
+        "Others: on the tasks that they do not own. Models are asked as their own training of the last round leaves "
+        "them. Scores are mean ± standard deviation over seeds; differences are paired by seed, mean ± half of the "
+        "95 % interval of Student's t, and coloured where that leaves out 0.",
+        f"Without looking, Self is {findings.chance[0]:.1f} and Others {findings.chance[1]:.1f}. "
+        f"Differences are taken to these: {taken or 'none'}. The best baseline is the one with the highest mean here, "
+        "which favours it a little.",
+    ]
+    return Section(
+        "Scores after the last round",
+        words,
+        tables=[
+            Table("", columns, rows),
+            Table(
+                "The same models after the server's last answer",
+                ["method", *(f"{m}, {when}" for when in ("trained", "aggregated") for m in MEASURES)],
+                after,
+            ),
+        ],
+    )
+
+
+def _measure_cells(row: Row, at: int) -> Iterator[Cell]:
+    yield Cell(_mean_sd(row.trained[at]))
+    for kind in ("local", "control", "baseline"):
+        yield _difference(row.against[kind][at])
+
+
+def _curves(findings: Findings) -> Section:
+    named = _named(findings)
+    pictures, tables = [], []
+    for measure in MEASURES:
+        lines = [line for line in findings.curves if line.measure == measure]
+        rounds = sorted({round for line in lines for round in line.points})
+        pictures.append(Picture(figures.curves(lines, named), f"{measure} by round; bars are 95 % intervals."))
+        rows = [
+            TableRow(
+                [Cell(line.method), *(Cell(_mean_half(line.points[r]) if r in line.points else "") for r in rounds)],
+                line.role,
+            )
+            for line in lines
+        ]
+        tables.append(Table(f"{measure} by round, mean ± half interval", ["method", *map(str, rounds)], rows))
+    return Section("Over the rounds", pictures=pictures, tables=tables)
+
+
+def _matrices(findings: Findings) -> Section | None:
+    if not findings.matrices:
+        return None
+    across, down = "on this client's tasks", "this client's model"
+    pictures, tables = [], []
+    for one in findings.matrices:
+        percent = [[100 * value for value in row] for row in one.rows]
+        caption = f"{one.method}: accuracy in % of every client's last model on every client's tasks."
+        pictures.append(Picture(figures.heat_map(percent, findings.clients, across=across, down=down), caption))
+        tables.append(_matrix(one.method, findings.clients, percent, 1))
+    return Section("Every client's model on every client's tasks", pictures=pictures, tables=tables)
+
+
+def _relevance(findings: Findings) -> Section | None:
+    if not findings.relevance:
+        return None
+    pictures, tables = [], [_matrix("In truth", findings.clients, findings.truth, 2)]
+    for one in findings.relevance:
+        shown: dict[str, Rows] = {"in truth": findings.truth, f"{one.method}: weights": one.weights}
+        if one.similarity is not None:
+            shown[f"{one.method}: cosines"] = one.similarity
+        caption = f"{one.method}: who takes how much of whom in the last round, beside how related their tasks are."
+        pictures.append(
+            Picture(figures.heat_maps(shown, findings.clients, across="of this client", down="this client"), caption)
+        )
+        tables.append(_matrix(f"{one.method}: weights", findings.clients, one.weights, 3))
+        if one.similarity is not None:
+            tables.append(_matrix(f"{one.method}: cosines", findings.clients, one.similarity, 3))
+    agreement = Table(
+        "Correlation with the truth over pairs of clients",
+        ["method", "weights, Pearson", "weights, Spearman", "cosines, Pearson", "cosines, Spearman"],
+        [
+            TableRow([Cell(one.method), *(Cell(_number(x, 2)) for x in (*one.of_weights, *one.of_similarity))])
+            for one in findings.relevance
+        ],
+    )
+    words = ["In truth, two clients are as related as their tasks are in the mean over all pairs of them."]
+    return Section("Relevance, and what is related in truth", words, pictures, [agreement, *tables])
+
+
+def _costs(findings: Findings) -> Section:
+    rows = [
+        TableRow(
+            [
+                Cell(cost.method),
+                Cell(f"{cost.sent / 1e3:,.0f}"),
+                Cell(f"{cost.received / 1e3:,.0f}"),
+                Cell(_number(cost.operations, 2)),
+                *(Cell(f"{seconds:.0f}") for seconds in cost.seconds),
+                *(Cell(_number(score, 1)) for score in cost.scores),
+            ],
+            cost.role,
+        )
+        for cost in findings.costs
+    ]
+    columns = ["method", "kB sent", "kB received", "operations", "training, s", "evaluation, s", *MEASURES]
+    picture = Picture(figures.costs(findings.costs, _named(findings)), "Self against bytes and against operations.")
+    words = [
+        "Bytes are per client in the whole run. Operations are multiplications and additions of matrix products in "
+        "training, sketches included, of the layers that are run, relative to training alone. Seconds are of processor "
+        "time."
+    ]
+    return Section("Bytes and compute", words, [picture], [Table("", columns, rows)])
+
+
+def _setting(findings: Findings) -> Section:
+    clients = [
+        TableRow([Cell(client), Cell(model), Cell(", ".join(own))])
+        for client, model, own in zip(findings.clients, findings.models, findings.own, strict=True)
+    ]
+    skipped = {"title", "make", "arguments", "lr", "lr_pq", "role", "place"}
+    about = {**{k: v for k, v in findings.about.items() if k not in skipped}, "seeds": list(findings.seeds)}
+    rows = [TableRow([Cell(name.replace("_", " ")), Cell(_said(value))]) for name, value in about.items()]
+    rows += [TableRow([Cell(name), Cell(version)]) for name, version in findings.versions.items()]
+    return Section(
+        "What was run",
+        tables=[Table("", ["what", "value"], rows), Table("Clients", ["client", "model", "tasks in time"], clients)],
+    )
+
+
+def _named(findings: Findings) -> list[str]:
+    """Methods that a picture tells apart."""
+    ours = [row.method for row in findings.rows if row.role == "ours"]
+    return list(dict.fromkeys([*findings.references.values(), *ours]))
+
+
+def _matrix(title: str, names: Sequence[str], rows: Rows, digits: int) -> Table:
+    return Table(
+        title,
+        ["", *names],
+        [
+            TableRow([Cell(name), *(Cell(_number(value, digits)) for value in row)])
+            for name, row in zip(names, rows, strict=True)
+        ],
+    )
+
+
+def _difference(one: Summary) -> Cell:
+    if not one.count:
+        return Cell("")
+    if one.count == 1:
+        return Cell(f"{one.mean:+.1f}")
+    return Cell(f"{one.mean:+.1f} ± {one.half:.1f}", ("up" if one.mean > 0 else "down") if one.is_decided else "")
+
+
+def _mean_sd(one: Summary) -> str:
+    return _number(one.mean, 1) + ("" if math.isnan(one.sd) else f" ± {one.sd:.1f}")
+
+
+def _mean_half(one: Summary) -> str:
+    return _number(one.mean, 1) + ("" if math.isnan(one.half) else f" ± {one.half:.1f}")
+
+
+def _number(value: float, digits: int) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _said(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {one}" for name, one in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

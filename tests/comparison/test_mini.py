@@ -1,0 +1,190 @@
+"""A comparison from its file to its records, on tiny models: the very code that real ones go through."""
+
+import dataclasses
+
+import pytest
+import torch
+from rich.console import Console
+
+from lightning_pfl.comparison.cost import estimated
+from lightning_pfl.comparison.evaluation import AGGREGATED, TRAINED
+from lightning_pfl.comparison.plan import Comparison, MethodPlan, read_protocol
+from lightning_pfl.comparison.preparation import clients_of, prepare
+from lightning_pfl.comparison.record import Record, read_records, record_path
+from lightning_pfl.comparison.sweep import open_runs, sweep
+from lightning_pfl.comparison.training import Bench, run_one
+from lightning_pfl.comparison.tuning import TUNING_SEED, tune
+from lightning_pfl.comparison.world import DrawnWorld
+from lightning_pfl.demo.progress import DemoProgress
+from lightning_pfl.demo.run import quiet
+from lightning_pfl.methods import fedavg, local_only, ours
+
+
+class Silent(DemoProgress):
+    def stage(self, what):
+        pass
+
+    def count(self, done, total):
+        pass
+
+    def close(self):
+        pass
+
+
+METHODS = {
+    "local": MethodPlan(local_only, role="local"),
+    "FedAvg": MethodPlan(fedavg),
+    "ours": MethodPlan(ours, role="ours"),
+}
+MINI = Comparison(
+    title="Test",
+    protocol=read_protocol("mini"),
+    scenario="dynamic",
+    assignment=("llama", "gemma"),
+    methods=METHODS,
+    seeds=(0,),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("comparison")
+
+
+@pytest.fixture(scope="module")
+def bench_of(folder):
+    """Makes benches that share pictures and a cache."""
+
+    def make(comparison):
+        with quiet():
+            world = DrawnWorld(folder / "drawn")
+            return Bench.of(comparison, prepare(comparison, world, Silent(), cache=folder / "cache"))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def bench(bench_of):
+    return bench_of(MINI)
+
+
+@pytest.fixture(scope="module")
+def finished(bench, folder):
+    """Every method with one seed, by a sweep."""
+    console = Console(quiet=True)
+    assert sweep(MINI, folder / "out", MINI.runs(), bench=lambda: bench, console=console) == 3
+    return {record.method: record for record in read_records(folder / "out")}
+
+
+def test_every_client_is_asked_what_the_protocol_says(finished):
+    """Two of eight tasks are a client's own, with 16 questions each; 8 of the others' at the end."""
+    for record in finished.values():
+        at = [(table.round, table.moment) for table in record.tables]
+        assert at == [(1, TRAINED), (2, TRAINED), (2, AGGREGATED)]
+        for client, own in enumerate(record.own):
+            for column, task in enumerate(record.tasks):
+                first, last, _ = (table.total[client][column] for table in record.tables)
+                assert (first, last) == ((16, 16) if task in own else (0, 8))
+
+
+def test_models_are_dealt_out_in_turn(finished):
+    assert finished["ours"].models == ["llama", "gemma", "llama", "gemma"]
+
+
+def test_only_who_exchanges_sends_and_only_ours_mixes(finished):
+    assert sum(finished["local"].sent) == sum(finished["local"].received) == 0
+    assert min(finished["FedAvg"].sent) > 0
+    assert finished["FedAvg"].similarity is None
+    weights = torch.tensor(finished["ours"].weights)
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(4))
+
+
+def test_after_aggregation_a_model_is_another(finished):
+    """FedAvg gives the clients of one architecture one model, which its own training had made different."""
+    assert finished["FedAvg"].tables[1].right != finished["FedAvg"].tables[2].right
+    assert finished["local"].tables[1].right == finished["local"].tables[2].right
+
+
+def test_the_truth_is_who_shares_a_kind_of_question(finished):
+    """Every client has one task on colours and one on shapes: half of the pairs of two clients are related."""
+    expected = torch.full((4, 4), 0.5).fill_diagonal_(0)
+    torch.testing.assert_close(torch.tensor(finished["ours"].relations), expected)
+
+
+def test_finished_runs_are_passed_over(bench, finished, folder):
+    def never():
+        raise AssertionError("nothing is to do")
+
+    assert sweep(MINI, folder / "out", MINI.runs(), bench=never, console=Console(quiet=True)) == 0
+
+
+def test_runs_of_other_settings_are_not_mixed_in(finished, folder):
+    other = dataclasses.replace(MINI, methods={"local": dataclasses.replace(METHODS["local"], lr_pq=0.5)})
+    with pytest.raises(ValueError, match="other settings"):
+        open_runs(other, folder / "out", other.runs())
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(bench, finished, folder):
+    def stop(round):
+        if round == 2:
+            raise RuntimeError("stopped")
+
+    place = folder / "stopped"
+    with quiet(), pytest.raises(RuntimeError, match="stopped"):
+        run_one(bench, "ours", 0, place, tell=stop)
+    assert [path.name for path in place.iterdir()] == ["round-epoch=0.ckpt"]
+    told = []
+    with quiet():
+        record = run_one(bench, "ours", 0, place, tell=told.append)
+    assert told == [2]
+    assert record.tables == finished["ours"].tables
+    assert record.weights == finished["ours"].weights
+    assert (record.sent, record.received) == (finished["ours"].sent, finished["ours"].received)
+    assert not place.exists()
+
+
+def test_the_estimate_counts_passes(bench):
+    costs = estimated(bench, ["local", "ours"])
+    assert costs["local"].training > 0
+    assert costs["local"].evaluation > 0
+
+
+def test_clients_and_times_can_be_fewer(folder):
+    protocol = dataclasses.replace(MINI.protocol, num_clients=2, times=(1,), self_at=(1,), others_at=(1,))
+    fewer = dataclasses.replace(MINI, protocol=protocol)
+    clients = clients_of(fewer, DrawnWorld(folder / "drawn"))
+    assert [list(client.tasks) for client in clients] == [["shape-255"], ["shape-200"]]
+    with pytest.raises(ValueError, match="4 clients with 2 tasks"):
+        clients_of(dataclasses.replace(MINI, protocol=dataclasses.replace(protocol, times=(4,))), DrawnWorld(folder))
+
+
+def test_whole_models_run_through_the_same_code(bench_of, folder):
+    """Static, on one model with adapters in two blocks, from pictures in every step."""
+    protocol = dataclasses.replace(
+        MINI.protocol, kept_layers=None, num_blocks=2, num_clients=2, steps=2, times=(0,), self_at=(1,), others_at=(1,)
+    )
+    whole = dataclasses.replace(MINI, protocol=protocol, scenario="static", assignment=("gemma",))
+    bench = bench_of(whole)
+    with quiet():
+        record = run_one(bench, "ours", 0, folder / "whole")
+    assert record.models == ["gemma", "gemma"]
+    assert record.tables[-1].total == [[16, 8], [8, 16]]
+    assert record.similarity is not None
+
+
+def test_choices_are_made_on_the_validation_side(bench_of, folder):
+    """A rate of 0 learns nothing, so any other that learns at all is chosen; nothing of the test side is asked."""
+    plan = dataclasses.replace(METHODS["local"], tune={"lr_pq": [0.0, 0.04]})
+    protocol = dataclasses.replace(MINI.protocol, steps=16, num_val=32)
+    several = dataclasses.replace(MINI, protocol=protocol, methods={"local": plan})
+    sides = []
+
+    def bench(comparison):
+        sides.append(comparison.side)
+        return bench_of(comparison)
+
+    chosen = tune(several, folder / "tuning", bench=bench, console=Console(quiet=True))
+    assert chosen == {"local": {"lr_pq": 0.04}}
+    assert sides == ["val"]
+    record = Record.read(record_path(folder / "tuning", "local (lr_pq 0.04)", TUNING_SEED).read_text())
+    assert record.about["side"] == "val"
