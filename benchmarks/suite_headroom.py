@@ -1,22 +1,24 @@
 """Measure every task of the suite: chance, a linear probe, and what the probe gains from the data of relatives.
 
-    python benchmarks/suite_headroom.py [TASK ...] [--sizes 16 64 320] [--seeds 3] [--write TABLE.md]
+    python benchmarks/suite_headroom.py [TASK ...] [--sizes 16 64 320] [--results benchmarks/suite_probe.jsonl]
 
 The probe is a ridge regression on the frozen features of EfficientNet-Lite0, the same for every task, with a few
 readings of an example among which the task's validation split chooses, as it does the ridge:
 
-    whole    the pictures' tokens one after another, then one-hot answers
+    whole    the pictures' tokens one after another
     change   differences of each picture's tokens to the next one's, and their absolute values
     spread   mean and standard deviation of the tokens over the pictures, and the last one against the others
-    select   one score per picture (is it the one?), the highest wins; where the answers name places
+    match    one score for a picture and a word, the highest of an example wins: every picture with the word that the
+             question asks for (B2), or all pictures with every word that is offered (B11)
 
-Questions whose text varies enter as a product: the kernel of two examples is multiplied by one plus one if they ask in
-the same words. Answers are restricted to what an example offers.
+Questions whose text varies enter the first three as a product: the kernel of two examples is multiplied by one plus one
+if they ask in the same words. Answers are restricted to what an example offers.
 
 With relatives (the strong links of the task graph that are trained on; the weak ones where there is none), the probe
-also gets the scores that each relative's own probe, trained on n of its examples, gives to the pictures, one by one
-and on the mean; and, where a relative offers the same answers for as many pictures, its examples are added. Validation
-chooses between these and going without. Results are kept line by line, so the script goes on where it was stopped.
+may also take the relatives' examples as its own, where they match pictures with words or offer the same answers for as
+many pictures; and the scores that each relative's own probe, trained on n of its examples, gives to the pictures, one
+by one and on the mean. Validation chooses between these and going without. Results are kept line by line, so the script
+goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 
 import torch
 from torch import Tensor
@@ -54,6 +56,28 @@ class Side:
 
     def __len__(self) -> int:
         return len(self.answers)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pictures and words that match or do not: tokens [m, width], words, targets [m], and each one's example."""
+
+    tokens: Tensor
+    words: tuple[str, ...]
+    targets: Tensor
+    owner: Tensor
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy on validation, and which test examples were right."""
+
+    val: float
+    test: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.test.float().mean())
 
 
 def load(examples: Sequence[Example], store: FeatureStore) -> Side:
@@ -94,8 +118,11 @@ def standard(train: Tensor, *others: Tensor) -> list[Tensor]:
     return [(x - centre) / width / train.shape[1] ** 0.5 for x in (train, *others)]
 
 
-def same_words(one: Side, other: Side) -> Tensor:
-    return torch.tensor([[float(a == b) for b in other.questions] for a in one.questions])
+def equal(ones: Sequence[str], others: Sequence[str]) -> Tensor:
+    """[n, m], 1 where two texts are the same."""
+    number = {text: index for index, text in enumerate(dict.fromkeys((*ones, *others)))}
+    one, other = (torch.tensor([number[text] for text in texts]) for texts in (ones, others))
+    return (one[:, None] == other[None]).float()
 
 
 def fit(kernel: Tensor, targets: Tensor, ridge: float) -> Tensor:
@@ -103,72 +130,118 @@ def fit(kernel: Tensor, targets: Tensor, ridge: float) -> Tensor:
     return torch.linalg.solve(kernel + ridge * scale * torch.eye(len(kernel)), targets)
 
 
-def accuracy(scores: Tensor, side: Side, words: Sequence[str]) -> float:
+def right(scores: Tensor, side: Side, words: Sequence[str]) -> Tensor:
+    """Which examples are right if the highest score among what is offered wins."""
     place = {word: index for index, word in enumerate(words)}
-    right = 0
-    for row, offered, answer in zip(scores, side.offered, side.answers, strict=True):
+    found = []
+    for row, offered, answer in zip(scores.tolist(), side.offered, side.answers, strict=True):
         known = [word for word in offered if word in place]
-        right += bool(known) and max(known, key=lambda word: row[place[word]]) == answer
-    return right / len(side)
+        found.append(bool(known) and max(known, key=lambda word: row[place[word]]) == answer)
+    return torch.tensor(found)
 
 
-def probe(
-    train: Side, val: Side, test: Side, extra: Sequence[tuple[Tensor, Tensor, Tensor]] = ()
-) -> tuple[float, float]:
-    """(validation, test) accuracy of the reading and ridge that are best on validation."""
-    best = (-1.0, 0.0)
+def probe(train: Side, val: Side, test: Side, extra: Sequence[tuple[Tensor, Tensor, Tensor]] = ()) -> Score:
+    """The reading and ridge that are best on validation."""
     words = sorted({word for offered in train.offered for word in offered})
     onehot = torch.tensor([[float(answer == word) for word in words] for answer in train.answers])
     base = onehot.mean(0)
     varied = len(set(train.questions)) > 1
+    found: list[Score] = []
     for read in readings(train).values():
         parts = [standard(read(train), read(val), read(test))]
         parts += [standard(*one) for one in extra]
         seen, held, tested = (torch.cat(columns, dim=1) for columns in zip(*parts, strict=True))
         kernels = [x @ seen.T for x in (seen, held, tested)]
         if varied:
-            kernels = [k * (1 + same_words(s, train)) for k, s in zip(kernels, (train, val, test), strict=True)]
+            kernels = [
+                kernel * (1 + equal(side.questions, train.questions))
+                for kernel, side in zip(kernels, (train, val, test), strict=True)
+            ]
         for ridge in RIDGES:
             dual = fit(kernels[0], onehot - base, ridge)
-            on_val, on_test = (accuracy(k @ dual + base, s, words) for k, s in ((kernels[1], val), (kernels[2], test)))
-            best = max(best, (on_val, on_test), key=lambda pair: pair[0])
-    count = train.tokens.shape[1]
-    if set(train.answers) <= set(PLACES[:count]) and count > 1:
-        best = max(best, select(train, val, test), key=lambda pair: pair[0])
-    return best
+            on_val, on_test = (right(k @ dual + base, s, words) for k, s in ((kernels[1], val), (kernels[2], test)))
+            found.append(Score(float(on_val.float().mean()), on_test))
+    return max(found, key=lambda score: score.val)
 
 
-def select(train: Side, val: Side, test: Side) -> tuple[float, float]:
-    """One score per picture; the question's words multiply the kernel."""
-    count = train.tokens.shape[1]
-    centred = [side.tokens - 0.5 * side.tokens.mean(1, keepdim=True) for side in (train, val, test)]
-    seen, held, tested = standard(*(tokens.flatten(2).flatten(0, 1) for tokens in centred))
-    target = torch.tensor([[float(PLACES[i] == answer) - 1 / count for i in range(count)] for answer in train.answers])
-    kernels = []
-    for side, inputs in ((train, seen), (val, held), (test, tested)):
-        asked = same_words(side, train).repeat_interleave(count, 0).repeat_interleave(count, 1)
-        kernels.append(inputs @ seen.T * (1 + asked))
-    best = (-1.0, 0.0)
-    for ridge in RIDGES:
-        dual = fit(kernels[0], target.reshape(-1, 1), ridge)
-        scores = [
-            accuracy((k @ dual).view(-1, count), side, PLACES[:count])
-            for k, side in ((kernels[1], val), (kernels[2], test))
+def topics(side: Side) -> tuple[str, ...]:
+    """What is particular about each question: its words that not all of the task's questions have."""
+    texts = [question.split("Choice list:")[0].split() for question in side.questions]
+    shared = set(texts[0]).intersection(*map(set, texts))
+    return tuple(" ".join(word for word in text if word not in shared).strip('?."') for text in texts)
+
+
+def pairs(side: Side) -> Pairs | None:
+    """A side as pictures and words that match or not; None where its answers are neither places nor words."""
+    asked, count = topics(side), side.tokens.shape[1]
+    answers = {word for offered in side.offered for word in offered}
+    if count > 1 and answers <= set(PLACES[:count]):
+        tokens = (side.tokens - 0.5 * side.tokens.mean(1, keepdim=True)).flatten(2).flatten(0, 1)
+        words = [word for word in asked for _ in range(count)]
+        targets = [float(PLACES[i] == answer) - 1 / count for answer in side.answers for i in range(count)]
+        owner = torch.arange(len(side)).repeat_interleave(count)
+        return Pairs(tokens, tuple(words), torch.tensor(targets), owner)
+    pooled = side.tokens.mean(1).flatten(1)
+    if answers == {"yes", "no"} and len(set(asked)) > 1:
+        targets = [0.5 if answer == "yes" else -0.5 for answer in side.answers]
+        return Pairs(pooled, asked, torch.tensor(targets), torch.arange(len(side)))
+    if len(set(map(frozenset, side.offered))) > 1:
+        owner = torch.tensor([index for index, offered in enumerate(side.offered) for _ in offered])
+        words = [word for offered in side.offered for word in offered]
+        targets = [
+            float(word == answer) - 1 / len(offered)
+            for offered, answer in zip(side.offered, side.answers, strict=True)
+            for word in offered
         ]
-        best = max(best, (scores[0], scores[1]), key=lambda pair: pair[0])
-    return best
+        return Pairs(pooled[owner], tuple(words), torch.tensor(targets), owner)
+    return None
+
+
+def match(train: Side, val: Side, test: Side, others: Sequence[Side] = ()) -> Score | None:
+    """Match pictures with words; `others` are relatives' examples."""
+    mine = [pairs(side) for side in (train, val, test)]
+    if mine[0] is None or mine[1] is None or mine[2] is None:
+        return None
+    seen = [mine[0], *(found for other in others if (found := pairs(other)) is not None)]
+    words = tuple(word for one in seen for word in one.words)
+    targets = torch.cat([one.targets for one in seen])
+    learnt, held, tested = standard(torch.cat([one.tokens for one in seen]), mine[1].tokens, mine[2].tokens)
+    kernels = [learnt @ learnt.T * equal(words, words)]
+    kernels += [x @ learnt.T * equal(one.words, words) for x, one in ((held, mine[1]), (tested, mine[2]))]
+    found = []
+    for ridge in RIDGES:
+        dual = fit(kernels[0], targets, ridge)
+        on_val, on_test = (_best_pair(k @ dual, p) for k, p in ((kernels[1], mine[1]), (kernels[2], mine[2])))
+        found.append(Score(float(on_val.float().mean()), on_test))
+    return max(found, key=lambda score: score.val)
+
+
+def _best_pair(scores: Tensor, pairs: Pairs) -> Tensor:
+    """Whether each example's pair with the highest score is its right one; a lone pair is judged by its sign."""
+    found = []
+    for example in range(int(pairs.owner.max()) + 1):
+        rows = (pairs.owner == example).nonzero().flatten()
+        if len(rows) == 1:
+            found.append(bool((scores[rows] > 0) == (pairs.targets[rows] > 0)))
+        else:
+            found.append(bool(pairs.targets[rows][scores[rows].argmax()] > 0))
+    return torch.tensor(found)
 
 
 def picture_scores(relative: Side, *sides: Side) -> list[Tensor]:
-    """What a relative's probe says of single pictures: scores of each picture, and of their mean."""
+    """What a relative's probe says of single pictures: of each, of their mean, of the last against the others."""
     words = sorted(set(relative.answers))
     onehot = torch.tensor([[float(answer == word) for word in words] for answer in relative.answers])
-    pooled = relative.tokens.mean(1).flatten(1)
     inputs = [side.tokens.flatten(2).flatten(0, 1) for side in sides]
-    seen, *others = standard(pooled, *inputs)
+    seen, *others = standard(relative.tokens.mean(1).flatten(1), *inputs)
     dual = fit(seen @ seen.T, onehot - onehot.mean(0), 0.03)
     scores = [(x @ seen.T @ dual).view(len(side), -1, len(words)) for x, side in zip(others, sides, strict=True)]
-    return [torch.cat([s.flatten(1), s.mean(1), s.std(1) if s.shape[1] > 1 else s.mean(1)], dim=1) for s in scores]
+    if scores[0].shape[1] == 1:
+        return [one.flatten(1) for one in scores]
+    return [
+        torch.cat([one.flatten(1), one.mean(1), one.std(1), (one[:, -1] - one[:, :-1].mean(1)).abs()], dim=1)
+        for one in scores
+    ]
 
 
 def joined(one: Side, other: Side) -> Side:
@@ -199,12 +272,73 @@ def draw(side: Side, size: int, seed: str) -> Side:
     )
 
 
+def alone(mine: Side, val: Side, test: Side) -> Score:
+    candidates = [probe(mine, val, test), match(mine, val, test)]
+    return max((one for one in candidates if one is not None), key=lambda score: score.val)
+
+
+def pooled(without: Score, mine: Side, val: Side, test: Side, theirs: Sequence[Side]) -> Score:
+    """The best on validation of going without and of three ways to use relatives."""
+    candidates: list[Score | None] = [without]
+    if theirs:
+        candidates.append(probe(mine, val, test, [tuple(picture_scores(one, mine, val, test)) for one in theirs]))
+        candidates.append(match(mine, val, test, theirs))
+    alike = [
+        one for one in theirs if one.tokens.shape[1] == mine.tokens.shape[1] and set(one.answers) & set(mine.answers)
+    ]
+    if alike:
+        pool = mine
+        for one in alike:
+            pool = joined(pool, one)
+        candidates.append(probe(pool, val, test))
+    return max((one for one in candidates if one is not None), key=lambda score: score.val)
+
+
 def helpers(spec: TaskSpec) -> list[TaskSpec]:
     """Trained relatives: strong ones, or weak ones where there is no strong one."""
     trained = {other.id for other in TASKS}
     strong = [name for name in relatives(spec.id) if name in trained]
     names = strong or [name for name in relatives(spec.id, strong=False) if name in trained]
     return [find_task(name) for name in names]
+
+
+def draws(n: int, there: int, seeds: int) -> range:
+    """One draw where it takes most of what is there, else `seeds`."""
+    return range(1 if 5 * n > 4 * there else seeds)
+
+
+def measured(options: argparse.Namespace, rows: list[dict]) -> Iterator[dict]:
+    """The rows that are missing, one by one."""
+    library, store = load_library(), FeatureStore(EfficientNetTokens())
+    done = {(row["task"], row["n"], row["seed"]) for row in rows if row["suite"] == SUITE}
+    loaded: dict[str, tuple[Task, Side, Side, Side]] = {}
+
+    def sides(spec: TaskSpec) -> tuple[Task, Side, Side, Side]:
+        if spec.name not in loaded:
+            while len(loaded) >= options.keep:
+                del loaded[next(iter(loaded))]
+            task = build_task(spec, library, Sizes(options.train, options.val, options.test))
+            loaded[spec.name] = (task, *(load(examples, store) for examples in (task.train, task.val, task.test)))
+        return loaded[spec.name]
+
+    for spec in find_tasks(options.tasks):
+        wanted = [(n, s) for n in options.sizes for s in draws(n, options.train, options.seeds)]
+        for n, seed in wanted:
+            if (spec.id, n, seed) in done:
+                continue
+            start = time.process_time()
+            others = [] if options.alone else helpers(spec)
+            task, train, val, test = sides(spec)
+            mine = draw(train, n, f"{spec.id}/{seed}")
+            theirs = [draw(sides(other)[1], n, f"{other.id}/{seed}") for other in others]
+            own = alone(mine, val, test)
+            more = pooled(own, mine, val, test, theirs)
+            yield {
+                "suite": SUITE, "task": spec.id, "n": n, "seed": seed, "chance": chance(task), "examples": len(test),
+                "val": own.val, "test": own.accuracy, "pooled_val": more.val, "pooled_test": more.accuracy,
+                "won": int((more.test & ~own.test).sum()), "lost": int((own.test & ~more.test).sum()),
+                "relatives": [other.id for other in others], "cpu_s": round(time.process_time() - start, 1),
+            }  # fmt: skip
 
 
 def main() -> None:
@@ -215,93 +349,16 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=400)
     parser.add_argument("--val", type=int, default=100)
     parser.add_argument("--test", type=int, default=100)
+    parser.add_argument("--keep", type=int, default=12, help="tasks whose features are kept in memory")
     parser.add_argument("--alone", action="store_true", help="without relatives")
-    parser.add_argument("--results", type=Path, default=Path("suite-probe.jsonl"))
-    parser.add_argument("--write", type=Path)
+    parser.add_argument("--results", type=Path, default=Path(__file__).with_name("suite_probe.jsonl"))
     options = parser.parse_args()
-    library, store = load_library(), FeatureStore(EfficientNetTokens())
     rows = [json.loads(line) for line in options.results.read_text().splitlines()] if options.results.exists() else []
-    done = {(row["task"], row["n"], row["seed"]) for row in rows if row["suite"] == SUITE}
-    loaded: dict[str, tuple[Task, Side, Side, Side]] = {}
-
-    def sides(spec: TaskSpec) -> tuple[Task, Side, Side, Side]:
-        if spec.name not in loaded:
-            task = build_task(spec, library, Sizes(options.train, options.val, options.test))
-            loaded[spec.name] = (task, *(load(examples, store) for examples in (task.train, task.val, task.test)))
-        return loaded[spec.name]
-
-    for spec in find_tasks(options.tasks):
-        others = [] if options.alone else helpers(spec)
-        wanted = [(n, seed) for n in options.sizes for seed in range(options.seeds)]
-        if all((spec.id, n, seed) in done for n, seed in wanted):
-            continue
-        task, train, val, test = sides(spec)
-        for n, seed in wanted:
-            if (spec.id, n, seed) in done:
-                continue
-            mine = draw(train, n, f"{spec.id}/{seed}")
-            alone = probe(mine, val, test)
-            pooled, pool, extra = alone, mine, []
-            for other in others:
-                theirs = draw(sides(other)[1], n, f"{other.id}/{seed}")
-                extra.append(tuple(picture_scores(theirs, mine, val, test)))
-                if theirs.tokens.shape[1] == mine.tokens.shape[1] and set(theirs.answers) & set(mine.answers):
-                    pool = joined(pool, theirs)
-            candidates = [alone]
-            if extra:
-                candidates.append(probe(mine, val, test, extra))
-            if len(pool) > len(mine):
-                candidates.append(probe(pool, val, test))
-            pooled = max(candidates, key=lambda pair: pair[0])
-            row = {
-                "suite": SUITE, "task": spec.id, "n": n, "seed": seed, "chance": chance(task),
-                "val": alone[0], "test": alone[1], "pooled_val": pooled[0], "pooled_test": pooled[1],
-                "relatives": [other.id for other in others],
-            }  # fmt: skip
-            rows.append(row)
-            with options.results.open("a") as sink:
-                sink.write(json.dumps(row) + "\n")
-        print(spec.name, *(line(rows, spec.id, n) for n in options.sizes), flush=True)
-        keep = {spec.name for spec in TASKS}
-        loaded = {name: one for name, one in loaded.items() if name in keep and len(loaded) < 12}
-    if options.write:
-        options.write.write_text(table(rows, options.sizes))
-
-
-def line(rows: Sequence[dict], task: str, n: int) -> str:
-    found = [row for row in rows if row["task"] == task and row["n"] == n and row["suite"] == SUITE]
-    if not found:
-        return "-"
-    return f"{100 * mean(r['test'] for r in found):.0f} → {100 * mean(r['pooled_test'] for r in found):.0f}"
-
-
-def table(rows: Sequence[dict], sizes: Sequence[int]) -> str:
-    heads = " | ".join(f"n = {n}" for n in sizes)
-    lines = [f"| task | chance | probe, val | {heads} | gain | relatives |", "| --- " * (5 + len(sizes)) + "|"]
-    for spec in find_tasks([]):
-        found = [row for row in rows if row["task"] == spec.id and row["suite"] == SUITE]
-        if not found:
-            continue
-        largest = [row for row in found if row["n"] == max(row["n"] for row in found)]
-        gains = []
-        for n in sizes:
-            ones = [row["pooled_test"] - row["test"] for row in found if row["n"] == n]
-            gains.append(f"{100 * mean(ones):+.0f}" if ones else "-")
-        cells = " | ".join(line(rows, spec.id, n) for n in sizes)
-        lines.append(
-            f"| {spec.name} | {100 * found[0]['chance']:.0f} | {100 * mean(r['val'] for r in largest):.0f} | {cells} "
-            f"| {' / '.join(gains)} | {' '.join(found[0]['relatives'])} |"
-        )
-    by_size = []
-    for n in sizes:
-        per_seed: dict[int, list[float]] = {}
-        for row in rows:
-            if row["n"] == n and row["suite"] == SUITE and row["relatives"] and row["task"][0] != "U":
-                per_seed.setdefault(row["seed"], []).append(row["pooled_test"] - row["test"])
-        means = [mean(values) for values in per_seed.values()]
-        if len(means) > 1:
-            by_size.append(f"{100 * mean(means):+.1f} ± {100 * stdev(means) / len(means) ** 0.5:.1f} at n = {n}")
-    return "\n".join(lines) + "\n\nMean gain over the trained tasks with relatives: " + ", ".join(by_size) + ".\n"
+    for row in measured(options, rows):
+        rows.append(row)
+        with options.results.open("a") as sink:
+            sink.write(json.dumps(row) + "\n")
+        print(row["task"], row["n"], row["seed"], row["test"], row["pooled_test"], row["cpu_s"], flush=True)
 
 
 if __name__ == "__main__":

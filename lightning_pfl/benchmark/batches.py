@@ -81,10 +81,10 @@ class TaskDataset(Dataset[dict[str, Tensor]]):
         width = store.encoder.width
         views = [view for example in self.examples for view in example.images]
         tokens = store.tokens(views) if views else torch.zeros(0, TOKENS_PER_IMAGE, width, dtype=torch.float16)
-        options = {
-            choices: option_ids(tokenizer, choices) for choices in {example.choices for example in self.examples}
-        }
+        options: dict[tuple[str, ...], list[int]] = {}
         for example in self.examples:
+            if example.choices not in options:
+                options[example.choices] = _first_tokens(example, tokenizer)
             if example.answer not in example.choices:
                 raise ValueError(
                     f"The answer of {example.id} must be one of its choices {list(example.choices)}, but is "
@@ -119,6 +119,13 @@ class TaskDataset(Dataset[dict[str, Tensor]]):
             "option_ids": torch.tensor(self._options[index]),
             "answer": torch.tensor(self._answers[index]),
         }
+
+
+def _first_tokens(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    try:
+        return option_ids(tokenizer, example.choices)
+    except ValueError as error:
+        raise ValueError(f"{example.id} cannot be scored by first tokens: {error}") from error
 
 
 def left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import logging
 import os
 import urllib.error
@@ -52,6 +53,7 @@ def download(
     Raises:
         DigestError: the bytes are not the pinned ones; the partial file is removed.
         urllib.error.URLError: the address cannot be reached or has no such file.
+        ConnectionError: it broke off every time; what came is kept for a later call.
     """
     part = target.with_name(target.name + ".part")
     for attempt in range(attempts):
@@ -86,10 +88,18 @@ def _continue(url: str, part: Path, headers: dict[str, str], timeout: float, rep
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else None
         with part.open("ab" if resumed else "wb") as sink:
-            while chunk := answer.read(_CHUNK):
+            while chunk := _next(answer):
                 sink.write(chunk)
                 have += len(chunk)
                 if report is not None:
                     report(part.name.removesuffix(".part"), have, total)
     if total is not None and have < total:
         raise ConnectionError(f"{have} of {total} bytes came")
+
+
+def _next(answer: http.client.HTTPResponse) -> bytes:
+    """The next bytes; an answer in chunks that breaks off is no OSError by itself."""
+    try:
+        return answer.read(_CHUNK)
+    except http.client.HTTPException as error:
+        raise ConnectionError(f"the answer broke off: {error!r}") from error

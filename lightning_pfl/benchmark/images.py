@@ -81,7 +81,7 @@ class View:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=4096)  # 200 MB at 128 pixels; most of what a build costs is opening pictures again
 def open_square(path: AnyPath, size: int) -> Image.Image:
     """Read an image, put it on a white square and scale it to `size` x `size` RGB.
 

@@ -20,6 +20,7 @@ LEAST_CORRELATION = 0.97
 """Correlation of grey levels above which two pictures are alike."""
 
 _SIDE = 24
+_ROWS = 512
 _FLAT = 8.0  # grey levels: a picture that varies less is no evidence of likeness
 
 
@@ -50,15 +51,18 @@ def alike(images: Sequence[Image.Image], groups: Sequence[int]) -> list[Pair]:
         return []
     small = [reduced(image) for image in images]
     mirrored = [ImageOps.mirror(image) for image in small]
+    colours, levels = (_colours(small), _colours(mirrored)), (_levels(small), _levels(mirrored))
     place = np.asarray(groups)
-    difference = np.minimum(_difference(small, small), _difference(small, mirrored))
-    levels = _levels(small)
-    correlation = np.maximum(levels @ levels.T, levels @ _levels(mirrored).T) / levels.shape[1]
-    found = ((difference < MOST_DIFFERENCE) | (correlation > LEAST_CORRELATION)) & (place[:, None] < place[None])
-    return [
-        Pair(int(first), int(second), float(difference[first, second]), float(correlation[first, second]))
-        for first, second in zip(*np.nonzero(found), strict=True)
-    ]
+    found: list[Pair] = []
+    for start in range(0, len(small), _ROWS):  # a few rows at a time: all at once are gigabytes for a few thousand
+        rows = slice(start, start + _ROWS)
+        difference = np.minimum(*(_distance(colours[0][rows], other) for other in colours))
+        correlation = np.maximum(*(levels[0][rows] @ other.T for other in levels)) / levels[0].shape[1]
+        near = (difference < MOST_DIFFERENCE) | (correlation > LEAST_CORRELATION)
+        for row, second in zip(*np.nonzero(near & (place[rows, None] < place[None])), strict=True):
+            pair = float(difference[row, second]), float(correlation[row, second])
+            found.append(Pair(start + int(row), int(second), *pair))
+    return found
 
 
 def reduced(image: Image.Image) -> Image.Image:
@@ -68,13 +72,16 @@ def reduced(image: Image.Image) -> Image.Image:
     return (image.crop(box) if box else image).resize((_SIDE, _SIDE), Image.Resampling.BOX)
 
 
-def _difference(ones: Sequence[Image.Image], others: Sequence[Image.Image]) -> NDArray[np.float32]:
-    """Root mean square difference of every pair [n, n]."""
-    one, other = (
-        np.stack([np.asarray(image, dtype=np.float32).ravel() for image in images]) / 255 for images in (ones, others)
-    )
-    squared = (one**2).sum(1)[:, None] + (other**2).sum(1)[None] - 2 * one @ other.T
-    distance: NDArray[np.float32] = np.sqrt(np.maximum(squared, 0) / one.shape[1])
+def _colours(images: Sequence[Image.Image]) -> NDArray[np.float32]:
+    """Colours on the scale 0 to 1 [n, 1728]."""
+    colours: NDArray[np.float32] = np.stack([np.asarray(image, dtype=np.float32).ravel() for image in images]) / 255
+    return colours
+
+
+def _distance(ones: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Root mean square difference of every pair [n, m]."""
+    squared = (ones**2).sum(1)[:, None] + (others**2).sum(1)[None] - 2 * ones @ others.T
+    distance: NDArray[np.float32] = np.sqrt(np.maximum(squared, 0) / ones.shape[1])
     return distance
 
 

@@ -102,9 +102,14 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
             self.send_response(206)
         else:
             self.send_response(200)
+        end, self.server.break_after = self.server.break_after, None
+        if self.server.chunked and end is not None:  # one chunk is announced whole and comes in part
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"%x\r\n" % (len(content) - start) + content[start : start + end])
+            return
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
-        end, self.server.break_after = self.server.break_after, None
         self.wfile.write(content[start:] if end is None else content[start : start + end])
 
 
@@ -115,6 +120,7 @@ def registry(tmp_path):
     root.mkdir()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Handler, directory=str(root)))
     server.requests, server.break_after, server.ranges, server.root = [], None, True, root
+    server.chunked = False
     server.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()

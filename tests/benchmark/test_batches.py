@@ -82,6 +82,14 @@ def test_an_answer_that_is_no_choice_is_refused_by_name(task, store):
         TaskDataset([replace(task.train[0], answer="pink")], tiny_tokenizer(), store)
 
 
+def test_choices_that_begin_alike_are_refused_by_name(task, store):
+    twins = replace(task.train[0], choices=("red", "red circle"), answer="red")
+    with pytest.raises(
+        ValueError, match=r"colour-255/train/0 cannot be scored by first tokens: .*'red' and 'red circle'"
+    ):
+        TaskDataset([twins], tiny_tokenizer(), store)
+
+
 def test_the_data_module_serves_every_example_once_and_can_be_pickled(task, store):
     data = pickle.loads(pickle.dumps(TaskData(task, tiny_tokenizer(), store, batch_size=3)))
 

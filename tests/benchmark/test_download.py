@@ -27,6 +27,27 @@ def test_a_broken_download_is_continued_where_it_stopped(registry, url, tmp_path
     assert not (tmp_path / "file.bin.part").exists()
 
 
+def test_an_answer_in_chunks_that_breaks_off_is_taken_up_again(registry, url, tmp_path):
+    """Python's http.client calls this IncompleteRead, which is no OSError."""
+    registry.break_after, registry.chunked = 600_000, True
+
+    download(url, tmp_path / "file.bin", sha256=DIGEST)
+
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+    assert len(registry.requests) == 2
+
+
+def test_a_download_that_keeps_breaking_off_keeps_what_came(registry, url, tmp_path):
+    registry.break_after = 300_000
+    with pytest.raises(ConnectionError, match=f"300000 of {len(CONTENT)} bytes came"):
+        download(url, tmp_path / "file.bin", sha256=DIGEST, attempts=1)
+
+    assert (tmp_path / "file.bin.part").stat().st_size == 300_000
+    assert not (tmp_path / "file.bin").exists()
+    download(url, tmp_path / "file.bin", sha256=DIGEST)
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
 def test_a_partial_file_of_an_earlier_run_is_continued(registry, url, tmp_path):
     (tmp_path / "file.bin.part").write_bytes(CONTENT[:1000])
 

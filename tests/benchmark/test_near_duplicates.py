@@ -37,5 +37,17 @@ def test_copies_are_found_across_groups_only(change):
     assert [(pair.first, pair.second) for pair in alike(images, [1, 1, 0, 0])] == [(2, 0)]
 
 
+def test_copies_are_found_wherever_they_stand_among_many(monkeypatch):
+    """Three rows at a time: pairs within a block and across blocks, each once, as all at once gives them."""
+    images = [_picture(seed) for seed in range(7)]
+    images += [images[1].resize((31, 31)), ImageOps.mirror(images[5])]
+    groups = [0] * 7 + [1, 2]
+    at_once = alike(images, groups)
+    monkeypatch.setattr("lightning_pfl.benchmark.near_duplicates._ROWS", 3)
+
+    assert [(pair.first, pair.second) for pair in at_once] == [(1, 7), (5, 8)]
+    assert [(pair.first, pair.second) for pair in alike(images, groups)] == [(1, 7), (5, 8)]
+
+
 def test_nothing_to_compare():
     assert alike([], []) == []

@@ -35,9 +35,21 @@ def all_do(rng: random.Random, goal: str, shelf: Shelf) -> Draft:
 
 
 def query(rng: random.Random, goal: str, shelf: Shelf) -> Draft:
-    """B12: three people do one thing; does the fourth do it too?"""
-    verb, other = rng.sample(VERBS, 2)
-    examples = _doing(rng, shelf, verb, 3)
-    asked = _doing(rng, shelf, verb if goal == "positive" else other, 1)
+    """B12: three people do one thing; does the fourth do it too?
+
+    Neither the file nor its artist gives it away: the fourth picture is none of the three, and whatever the answer is,
+    another artist drew it; or the same one, where no other artist's drawings of the action lie on this side.
+    """
+    verbs = [verb for verb in VERBS if len(shelf.showing(verb)) > 1]
+    if not verbs:
+        raise ValueError(f"The {shelf.split} side holds no two pictures of any action.")
+    verb = rng.choice(verbs)
+    shown = shelf.showing(verb)
+    asked = rng.choice(shown)
+    examples = [p for p in shown if p.domain != asked.domain] or [p for p in shown if p != asked]
+    if goal == "negative":
+        others = [p for other in VERBS if other != verb for p in shelf.showing(other)]
+        asked = rng.choice([p for p in others if p.domain == asked.domain] or others)
+    images = (*(framed(rng, examples) for _ in range(3)), framed(rng, [asked]))
     question = "The first three pictures show one action. Does the fourth show it (positive) or not (negative)?"
-    return Draft((*examples, *asked), question, ("positive", "negative"), goal)
+    return Draft(images, question, ("positive", "negative"), goal)

@@ -11,18 +11,21 @@ task whose manifest says that it is whole is passed over.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from lightning_pfl.benchmark.images import View
-from lightning_pfl.benchmark.records import SPLITS, records_path, write_task
+from lightning_pfl.benchmark.records import write_task
+from lightning_pfl.benchmark.suite.digests import record_digests
 from lightning_pfl.benchmark.suite.graph import LINKS
 from lightning_pfl.benchmark.suite.library import Library
 from lightning_pfl.benchmark.suite.recipes import STANDARD, SUITE, Sizes, TaskSpec, build_task, sources_of
@@ -47,7 +50,7 @@ def build(
     check: Callable[[Task], None] | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Write tasks and what goes with them.
+    """Write tasks and what goes with them. A second build into the same folder waits for the first one.
 
     Args:
         specs: which tasks.
@@ -65,41 +68,12 @@ def build(
     Raises:
         ValueError: a task that cannot be made, or a folder that holds a task of another suite, size or resolution.
     """
-    paths = []
-    for spec in specs:
-        target = root / spec.name / "manifest.json"
-        wanted = {"suite": SUITE, "sizes": asdict(sizes), "pixels": pixels}
-        if target.exists():
-            found = read_manifest(target)
-            if any(found.get(key) != value for key, value in wanted.items()):
-                kept = {key: found.get(key) for key in wanted}
-                raise ValueError(
-                    f"{target.parent} holds {kept}, but {wanted} is asked for. Build into another folder, or delete it."
-                )
-            if progress is not None:
-                progress(spec.name, 1, 1)
-            paths.append(target)
-            continue
-        task = build_task(spec, library, sizes)
-        if check is not None:
-            check(task)
-        _render(task, root / spec.name / "images", pixels, workers, progress)
-        write_task(task, root, dataset=spec.name, size=pixels)
-        manifest = {
-            **wanted,
-            "task": spec.name,
-            "analogue": spec.analogue,
-            "asks": spec.asks,
-            "type": spec.kind,
-            "licences": list(task.licences),
-            "sources": dict(sources_of(task, library)),
-            "records": record_digests(root, spec.name),
-        }
-        _write(target, json.dumps(manifest, indent=1) + "\n")
-        paths.append(target)
-    write_scenarios(root / "scenarios")
-    _write(root / "task_graph.json", json.dumps([asdict(link) for link in LINKS], indent=1) + "\n")
-    _write(root / "LICENCES.md", licence_list(root))
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / ".build.lock"), _renderer(workers) as render:
+        paths = [_built(spec, library, root, sizes, pixels, render, check, progress) for spec in specs]
+        write_scenarios(root / "scenarios")
+        _write(root / "task_graph.json", json.dumps([asdict(link) for link in LINKS], indent=1) + "\n")
+        _write(root / "LICENCES.md", licence_list(root))
     return paths
 
 
@@ -113,11 +87,6 @@ def read_manifest(path: Path) -> Mapping[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf8")))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON ({error}). Delete it and build again.") from error
-
-
-def record_digests(root: Path, name: str) -> dict[str, str]:
-    """sha256 of each split's JSON file of a task."""
-    return {split: hashlib.sha256(records_path(root, name, 0, split).read_bytes()).hexdigest() for split in SPLITS}
 
 
 def licence_list(root: Path) -> str:
@@ -135,25 +104,76 @@ def views_of(task: Task) -> list[View]:
     return list(dict.fromkeys(view for example in examples for view in example.images))
 
 
-def _render(task: Task, folder: Path, pixels: int, workers: int, progress: Progress | None) -> None:
+def _built(
+    spec: TaskSpec,
+    library: Library,
+    root: Path,
+    sizes: Sizes,
+    pixels: int,
+    render: _Render,
+    check: Callable[[Task], None] | None,
+    progress: Progress | None,
+) -> Path:
+    """The manifest of one task, which is written last: where it is, the task is whole."""
+    target = root / spec.name / "manifest.json"
+    wanted = {"suite": SUITE, "sizes": asdict(sizes), "pixels": pixels}
+    if target.exists():
+        found = read_manifest(target)
+        if any(found.get(key) != value for key, value in wanted.items()):
+            kept = {key: found.get(key) for key in wanted}
+            raise ValueError(
+                f"{target.parent} holds {kept}, but {wanted} is asked for. Build into another folder, or delete it."
+            )
+        if progress is not None:
+            progress(spec.name, 1, 1)
+        return target
+    task = build_task(spec, library, sizes)
+    if check is not None:
+        check(task)
+    _pictures(task, root / spec.name / "images", pixels, render, progress)
+    write_task(task, root, dataset=spec.name, size=pixels)
+    manifest = {
+        **wanted,
+        "task": spec.name,
+        "analogue": spec.analogue,
+        "asks": spec.asks,
+        "type": spec.kind,
+        "licences": list(task.licences),
+        "sources": dict(sources_of(task, library)),
+        "records": record_digests(root, spec.name),
+    }
+    _write(target, json.dumps(manifest, indent=1) + "\n")
+    return target
+
+
+def _pictures(task: Task, folder: Path, pixels: int, render: _Render, progress: Progress | None) -> None:
+    """Render what is missing, and clear away what a build that was killed left half written."""
     folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob(".*.part"):
+        stale.unlink()
     views = views_of(task)
     missing = [view for view in views if not picture_path(folder, view, pixels).exists()]
     done = len(views) - len(missing)
-    for count in _rendered(
-        [missing[at : at + _CHUNK] for at in range(0, len(missing), _CHUNK)], folder, pixels, workers
-    ):
+    for count in render([missing[at : at + _CHUNK] for at in range(0, len(missing), _CHUNK)], folder, pixels):
         done += count
         if progress is not None:
             progress(task.name, done, len(views))
 
 
-def _rendered(chunks: Sequence[Sequence[View]], folder: Path, pixels: int, workers: int) -> Iterator[int]:
+_Render = Callable[[Sequence[Sequence[View]], Path, int], Iterator[int]]
+"""Renders chunks of views into a folder at a resolution, and says after each how many it held."""
+
+
+@contextmanager
+def _renderer(workers: int) -> Iterator[_Render]:
+    """In this process, or in workers that live as long as the build and so keep the source pictures they opened."""
     if workers <= 1:
-        yield from (render_all(chunk, folder, pixels) for chunk in chunks)
+        yield lambda chunks, folder, pixels: (render_all(chunk, folder, pixels) for chunk in chunks)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(render_all, chunks, [folder] * len(chunks), [pixels] * len(chunks))
+        yield lambda chunks, folder, pixels: pool.map(
+            render_all, chunks, [folder] * len(chunks), [pixels] * len(chunks)
+        )
 
 
 def _write(path: Path, text: str) -> None:

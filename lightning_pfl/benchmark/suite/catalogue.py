@@ -94,7 +94,7 @@ TASKS: tuple[TaskSpec, ...] = (
         9,
         1,
         "Which of three is best?",
-        ("first", "second", "third"),
+        quality.VERSIONS,
         quality.best,
     ),
     TaskSpec("K15-instance", "SEED-Bench-2-0", 9, 2, "What is in the corner?", scenes.KINDS, scenes.instance),

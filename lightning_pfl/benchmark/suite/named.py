@@ -78,7 +78,7 @@ ACTIONS: Mapping[str, tuple[str, ...]] = {
 }
 """Verb -> words of a concept that show it."""
 
-_NOT_THE_ACTION = frozenset({"facing", "cane", "wheelchair", "ear", "shirt"})
+_NOT_THE_ACTION = frozenset({"facing", "cane", "wheelchair", "ear", "shirt", "suit"})
 
 
 @functools.cache

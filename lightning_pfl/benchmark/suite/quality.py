@@ -13,6 +13,7 @@ from lightning_pfl.benchmark.suite.recipes import Draft
 
 PROBLEMS = ("fine", "blurry", "dark", "cropped", "upside")
 DEFECTS = ("clean", "blurry", "noisy", "dark", "compressed")
+VERSIONS = ("first", "second", "third")
 
 
 def _photograph(rng: random.Random, shelf: Shelf, *, mirror: bool = True) -> View:
@@ -20,7 +21,7 @@ def _photograph(rng: random.Random, shelf: Shelf, *, mirror: bool = True) -> Vie
 
 
 def _worse(rng: random.Random, what: str, degree: float) -> tuple[Edit, ...]:
-    """A defect from degree 1 (faint) to 4."""
+    """A defect from degree 0 (hardly any) to 4."""
     return {
         "clean": lambda: (),
         "blurry": lambda: (Blur(round(0.3 + 0.5 * degree, 3)),),
@@ -46,10 +47,12 @@ def problem(rng: random.Random, goal: str, shelf: Shelf) -> Draft:
 
 
 def better(rng: random.Random, goal: str, shelf: Shelf) -> Draft:
-    """K3: which of two versions of a photograph is better?"""
-    photograph = _photograph(rng, shelf)
-    bad = edited(photograph, *_worse(rng, rng.choice(DEFECTS[1:]), rng.uniform(2, 4)))
-    images = (photograph, bad) if goal == "first" else (bad, photograph)
+    """K3: which of two photographs is better? They have one defect in two degrees, two to three apart."""
+    what, least = rng.choice(DEFECTS[1:]), rng.uniform(0.2, 1.0)
+    good, bad = (
+        edited(_photograph(rng, shelf), *_worse(rng, what, degree)) for degree in (least, least + rng.uniform(2, 3))
+    )
+    images = (good, bad) if goal == "first" else (bad, good)
     return Draft(images, "Which picture has the better quality?", ("first", "second"), goal)
 
 
@@ -67,11 +70,12 @@ def defect(rng: random.Random, goal: str, shelf: Shelf) -> Draft:
 
 
 def best(rng: random.Random, goal: str, shelf: Shelf) -> Draft:
-    """K14: which of three versions of a photograph is best? The others have one defect in two degrees."""
+    """K14: which of three versions of a photograph is best? They have one defect in three degrees, about one apart."""
     photograph = _photograph(rng, shelf)
-    what = rng.choice(DEFECTS[1:])
-    versions = [edited(photograph, *_worse(rng, what, degree)) for degree in (2, 4)]
-    rng.shuffle(versions)
-    places = ("first", "second", "third")
-    versions.insert(places.index(goal), photograph)
-    return Draft(tuple(versions), "Which picture has the best quality?", places, goal)
+    what, degrees = rng.choice(DEFECTS[1:]), [rng.uniform(0.3, 1.2)]
+    for _ in range(2):
+        degrees.append(degrees[-1] + rng.uniform(0.8, 1.2))
+    least, *others = (edited(photograph, *_worse(rng, what, degree)) for degree in degrees)
+    rng.shuffle(others)
+    others.insert(VERSIONS.index(goal), least)
+    return Draft(tuple(others), "Which picture has the best quality?", VERSIONS, goal)

@@ -1,4 +1,4 @@
-"""Views as PNG files, rendered by worker processes that import nothing heavier than Pillow."""
+"""Views as PNG files, rendered here or by worker processes, each of which imports the package once."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def render_all(views: Sequence[View], folder: Path, pixels: int) -> int:
     for view in views:
         target = picture_path(folder, view, pixels)
         partial = target.with_name(f".{target.stem}.{os.getpid()}.part")
-        view.render(pixels).save(partial, "PNG")
+        view.render(pixels).save(partial, "PNG", compress_level=3)  # half the time of 6 for a tenth more bytes
         os.replace(partial, target)
     return len(views)

@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from PIL import Image
-
 from lightning_pfl.benchmark.composition import files_of
-from lightning_pfl.benchmark.images import open_square
+from lightning_pfl.benchmark.images import View, open_square
 from lightning_pfl.benchmark.near_duplicates import alike
 from lightning_pfl.benchmark.records import RecordError, read_task
-from lightning_pfl.benchmark.suite.build import read_manifest, record_digests, views_of
+from lightning_pfl.benchmark.suite.build import read_manifest, views_of
 from lightning_pfl.benchmark.suite.catalogue import find_task
+from lightning_pfl.benchmark.suite.digests import expected_digests, pixels_of, record_digests, task_digests
 from lightning_pfl.benchmark.suite.library import SPLITS, Library
-from lightning_pfl.benchmark.suite.recipes import SUITE, Sizes, TaskSpec, build_task
+from lightning_pfl.benchmark.suite.recipes import SUITE, Sizes, build_task
 from lightning_pfl.benchmark.suite.rendering import picture_path
 from lightning_pfl.benchmark.tasks import Example, Task
 
@@ -72,9 +71,10 @@ def verify(
             problems.append(Problem(path.parent.name, f"was built by {manifest['suite']}, but this is {SUITE}"))
             continue
         spec = find_task(str(manifest["task"]))
-        task = build_task(spec, library, Sizes(**manifest["sizes"]))
+        sizes, pixels = Sizes(**manifest["sizes"]), int(manifest["pixels"])
+        task = build_task(spec, library, sizes)
         tasks.append(task)
-        found = [*_files(spec, task, root, manifest["records"], int(manifest["pixels"])), *_balance(task)]
+        found = [*_files(task, root, manifest["records"], sizes, pixels), *_balance(task)]
         if not manifest["licences"] or not manifest["sources"]:
             found.append("names no licence or no source")
         if check is not None:
@@ -117,20 +117,20 @@ def leaks(tasks: Sequence[Task], *, near: bool = True) -> list[Problem]:
     return problems
 
 
-def _files(spec: TaskSpec, task: Task, root: Path, digests: Mapping[str, str], pixels: int) -> Iterator[str]:
-    """Whether records and pictures are those that the packages give."""
-    folder = root / spec.name / "images"
+def _files(task: Task, root: Path, built: Mapping[str, str], sizes: Sizes, pixels: int) -> Iterator[str]:
+    """Whether records and pictures are those that the packages give here, and that they give everywhere."""
+    folder = root / task.name / "images"
     views = views_of(task)
     missing = [path for view in views if not (path := picture_path(folder, view, pixels)).exists()]
     if missing:
         yield f"{len(missing)} pictures are missing, {missing[0]} among them; delete the manifest and build again"
-    if record_digests(root, spec.name) != dict(digests):
-        yield "a JSON file is not the one that was built"
     try:
-        read = read_task(root, spec.name, 0)
+        read, records = read_task(root, task.name, 0), record_digests(root, task.name)
     except (RecordError, FileNotFoundError) as error:
         yield str(error)
         return
+    if records != dict(built):
+        yield "a JSON file is not the one that was built"
     for split in SPLITS:
         drawn, found = getattr(task, split), getattr(read, split)
         if [_said(example) for example in drawn] != [_said(example) for example in found]:
@@ -138,14 +138,38 @@ def _files(spec: TaskSpec, task: Task, root: Path, digests: Mapping[str, str], p
         named = [[picture_path(folder, view, pixels).name for view in example.images] for example in drawn]
         if named != [[view.path.name for view in example.images] for example in found]:
             yield f"the {split} records name other pictures than these packages give"
-    for view in views:
+    wrong: list[str] = []
+    here = task_digests(records, _contents(views, folder, pixels, wrong))
+    yield from wrong
+    everywhere = expected_digests(task.name, sizes, pixels)
+    if everywhere is None:
+        return
+    for split in SPLITS:
+        mine, theirs = here.records[split], everywhere.records[split]
+        if mine != theirs:
+            yield f"the {split} records have sha256 {mine}, but everywhere else {theirs}"
+    if not missing and not wrong and here.pictures != everywhere.pictures:
+        yield (
+            f"the pictures have sha256 {here.pictures}, but {everywhere.pictures} with the versions of "
+            "constraints.txt; are pillow, numpy and resvg_py other ones here?"
+        )
+
+
+def _contents(views: Sequence[View], folder: Path, pixels: int, wrong: list[str]) -> Iterator[bytes]:
+    """Pixels of every picture that is there, in order; what is wrong with one goes to the list."""
+    step = max(1, len(views) // _SAMPLED)
+    for index, view in enumerate(views):
         path = picture_path(folder, view, pixels)
-        if path.exists() and (damage := _damage(path)):
-            yield f"{path} is damaged ({damage}); delete it and the manifest and build again"
-    for view in views[:: max(1, len(views) // _SAMPLED)]:
-        path = picture_path(folder, view, pixels)
-        if path.exists() and not _damage(path) and not _same_pixels(path, view.render(pixels)):
-            yield f"{path} has other pixels than are rendered here; were the versions those of constraints.txt?"
+        try:
+            content = pixels_of(path)
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            wrong.append(f"{path} is damaged ({error}); delete it and the manifest and build again")
+            continue
+        if index % step == 0 and content != view.render(pixels).tobytes():
+            wrong.append(f"{path} has other pixels than are rendered here; were the versions those of constraints.txt?")
+        yield content
 
 
 def _balance(task: Task) -> Iterator[str]:
@@ -159,19 +183,5 @@ def _balance(task: Task) -> Iterator[str]:
                 yield f"the answers of {split} are not balanced: {dict(counts)}"
 
 
-def _damage(path: Path) -> str | None:
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except (OSError, SyntaxError) as error:
-        return str(error)
-    return None
-
-
 def _said(example: Example) -> tuple[str, str]:
     return example.question, example.answer
-
-
-def _same_pixels(path: Path, image: Image.Image) -> bool:
-    with Image.open(path) as found:
-        return found.convert("RGB").tobytes() == image.tobytes()

@@ -105,6 +105,45 @@ def test_a_build_that_was_stopped_goes_on_without_rendering_again(library, tmp_p
     assert verify(tmp_path, library) == []
 
 
+def test_what_a_killed_build_left_half_written_is_cleared_away(library, tmp_path):
+    folder = tmp_path / SPECS[0].name / "images"
+    folder.mkdir(parents=True)
+    (folder / ".0123.77.part").write_bytes(b"half a picture")
+
+    build(SPECS[:1], library, tmp_path, sizes=SIZES, pixels=32)
+
+    assert not list(folder.glob(".*"))
+    assert verify(tmp_path, library, near=False) == []
+
+
+def test_a_second_build_into_the_same_folder_waits(library, tmp_path):
+    from filelock import FileLock, Timeout
+
+    seen = []
+
+    def progress(*_):
+        with pytest.raises(Timeout):
+            FileLock(tmp_path / ".build.lock").acquire(timeout=0)
+        seen.append(True)
+
+    build(SPECS[:1], library, tmp_path, sizes=SIZES, pixels=32, progress=progress)
+
+    assert seen
+    FileLock(tmp_path / ".build.lock").acquire(timeout=0)
+
+
+def test_workers_are_started_once_and_not_per_task(library, tmp_path, monkeypatch):
+    """A worker imports the whole package and opens pictures that the next task shows again."""
+    started = []
+    pool = building.ProcessPoolExecutor
+    monkeypatch.setattr(building, "ProcessPoolExecutor", lambda *a, **k: started.append(a) or pool(*a, **k))
+
+    build(SPECS[:2], library, tmp_path, sizes=Sizes(1, 1, 1), pixels=32, workers=2)
+
+    assert len(started) == 1
+    assert verify(tmp_path, library, near=False) == []
+
+
 def test_another_size_in_the_same_folder_is_refused(copy, library):
     with pytest.raises(ValueError, match=r"'pixels': 32.*but.*'pixels': 48.*is asked for"):
         build(SPECS, library, copy, sizes=SIZES, pixels=48)
@@ -148,6 +187,31 @@ def test_other_pixels_and_other_answers_are_found(copy, library):
     assert any("a JSON file is not the one that was built" in what for what in whats)
     assert any("the test records differ" in what for what in whats)
     assert {task for task, _ in found} == {"A2-edit-made", "K9-quality-what"}
+
+
+def test_files_that_everybody_else_has_otherwise_are_found(copy, library, monkeypatch):
+    """The list of digests is asked for the sizes that were built, and each of its digests is compared."""
+    from lightning_pfl.benchmark.suite import verify as verifying
+    from lightning_pfl.benchmark.suite.digests import pixels_of, task_digests
+
+    asked = []
+    views = building.views_of(build_task(find_task("K9"), library, SIZES))
+    contents = [pixels_of(building.picture_path(copy / "K9-quality-what" / "images", view, 32)) for view in views]
+    right = task_digests(building.record_digests(copy, "K9-quality-what"), contents)
+
+    def expected(name, sizes, pixels):
+        asked.append((name, sizes, pixels))
+        return right if name.startswith("K9") else None
+
+    monkeypatch.setattr(verifying, "expected_digests", expected)
+    assert verify(copy, library, near=False) == []
+    assert ("K9-quality-what", SIZES, 32) in asked
+
+    right = replace(right, records={**right.records, "val": "0" * 16}, pictures="f" * 16)
+    whats = [problem.what for problem in verify(copy, library, near=False)]
+    assert any(what.startswith("the val records have sha256") and "everywhere else 0000" in what for what in whats)
+    assert any("ffffffffffffffff with the versions of constraints.txt" in what for what in whats)
+    assert len(whats) == 2
 
 
 def test_unbalanced_answers_are_found(copy, library, monkeypatch):

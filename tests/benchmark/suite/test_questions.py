@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from lightning_pfl.benchmark.composition import Paste
-from lightning_pfl.benchmark.edits import Blur, Crop, Place, Repeat, Turn
+from lightning_pfl.benchmark.edits import Blur, Brightness, Crop, Jpeg, Noise, Place, Repeat, Turn
 from lightning_pfl.benchmark.marks import Bars, Break, Colourise, Dial, Scratch, Spots
+from lightning_pfl.benchmark.suite.actions import query
 from lightning_pfl.benchmark.suite.catalogue import find_task
 from lightning_pfl.benchmark.suite.counting import NUMBERS
+from lightning_pfl.benchmark.suite.library import Shelf
 from lightning_pfl.benchmark.suite.named import ACTIONS, IDIOMS, SIMILES, subject_of
 from lightning_pfl.benchmark.suite.picking import COLOURS
 from lightning_pfl.benchmark.suite.recipes import Sizes, build_task
@@ -167,6 +171,23 @@ def test_actions_are_shared_or_not_as_it_says(examples, library):
         assert (asked == shown[0]) == (example.answer == "positive")
 
 
+def test_b12_neither_file_nor_artist_gives_the_answer_away(examples, library):
+    """Little libraries have two artists per action in training and one in the test."""
+    styles = set()
+    for example in examples("B12"):
+        *shown, asked = (library.picture(view.path) for view in example.images)
+        assert asked.path not in {picture.path for picture in shown}
+        by_another = asked.domain not in {picture.domain for picture in shown}
+        styles.add((example.id.split("/")[1], by_another))
+    assert styles == {("train", True), ("test", False)}
+
+
+def test_an_action_that_is_drawn_once_cannot_be_asked_about(library):
+    once = Shelf("val", tuple({subject_of(p.concept): p for p in library.shelf("val").pictures}.values()))
+    with pytest.raises(ValueError, match="The val side holds no two pictures of any action"):
+        query(random.Random(0), "positive", once)
+
+
 def test_kinds_are_shared_or_not_as_it_says(examples, library):
     for example in examples("B6"):
         assert {library.picture(view.path).kind for view in example.images} == {example.answer}
@@ -190,13 +211,30 @@ def test_food_is_of_the_sort_and_hints_are_as_promised(examples, library, name):
             assert _WRONG[example.answer] not in example.question
 
 
-def test_quality_tasks_leave_one_photograph_as_it_is(examples):
-    for name in ("K3", "K14"):
-        for example in examples(name):
-            assert len({view.path for view in example.images}) == 1
-            lengths = [len(view.edits) for view in example.images]
-            assert example.choices[lengths.index(min(lengths))] == example.answer
-            assert lengths.count(min(lengths)) == 1
+def _severity(view):
+    """How bad a photograph's one defect is, on the defect's own scale."""
+    last = view.edits[-1]
+    return {
+        Blur: lambda: last.radius,
+        Noise: lambda: last.sd,
+        Brightness: lambda: -last.factor,
+        Jpeg: lambda: -last.quality,
+    }[type(last)]()
+
+
+@pytest.mark.parametrize(("name", "photographs"), [("K3", 2), ("K14", 1)])
+def test_the_better_photograph_has_less_of_the_same_defect(examples, name, photographs):
+    shown = []
+    for example in examples(name):
+        assert len({type(view.edits[-1]) for view in example.images}) == 1
+        severities = [_severity(view) for view in example.images]
+        assert example.choices[severities.index(min(severities))] == example.answer
+        assert severities.count(min(severities)) == 1
+        shown.append(len({view.path for view in example.images}))
+    assert max(shown) == photographs
+
+
+def test_k8_says_whether_it_is_blurred(examples):
     for example in examples("K8"):
         assert (_first(example.images[0], Blur) is not None) == (example.answer == "yes")
 
