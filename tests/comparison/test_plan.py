@@ -23,7 +23,7 @@ tune_budget: 3
 methods:
   local: {make: lightning_pfl.methods.local_only, role: local, seeds: 1}
   ours:
-    make: lightning_pfl.methods.ours
+    make: lightning_pfl.methods.frozen_mixture
     arguments:
       weights: {class_path: lightning_pfl.Softmax, init_args: {temperature: 0.25}}
       gate: {class_path: lightning_pfl.adapters.FixedGate, init_args: {value: 0.25}}
@@ -49,7 +49,7 @@ def test_runs_go_seed_by_seed_and_some_methods_have_fewer(path):
 def test_arguments_become_objects(path):
     plan = read_comparison(path).method("ours")
     method = make_method(plan, {"adapters": CoLoRA})
-    assert method.name == "ours"
+    assert method.name == "frozen mixture"
     assert method.callbacks[0].config.gate == FixedGate(value=0.25)
     assert plan.described()["arguments"]["weights"]["class_path"] == "lightning_pfl.Softmax"
 
@@ -77,7 +77,7 @@ def test_the_key_changes_with_what_decides_a_result_and_with_nothing_else(path):
         ("protocol: mini", "protocol: tiny", r"one of \['full', 'mini', 'small'\]"),
         ("[llama, gemma]", "[llama, qwen]", "qwen"),
         ("scenario: dynamic", "scenario: sometimes", "sometimes"),
-        ("methods.ours", "methods.theirs", "theirs"),
+        ("methods.frozen_mixture", "methods.theirs", "theirs"),
         ("local:", "OURS:", "share a folder"),
         ("title: Test", "titel: Test", "titel"),
     ],
