@@ -178,10 +178,11 @@ SHORT = (
     "oracle",
     "restart from uniform (FedAvg)",
     "restart from oracle",
-    "pull 0.3 to relatives",
+    "pull 0.5 to relatives",
+    "pull 0.3 to all",
     "0.25 + pull 0.3 to relatives",
 )
-"""For comparing alignments."""
+"""For comparing alignments, and for the test side."""
 
 
 def _own(clients: Sequence[ClientTasks]) -> FixedMatrix:
