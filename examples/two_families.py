@@ -115,7 +115,8 @@ def main():
     last = trainer.strategy.relevance[-1]
     draw_relevance(last.weights, last.client_ids, "relevance.png")
     row = dict(zip(last.client_ids, last.weights[last.client_ids.index("up-llama")].tolist(), strict=True))
-    print("up-llama takes:", {client: round(weight, 2) for client, weight in row.items()})
+    print(f"up-llama keeps {row.pop('up-llama'):.2f} of its own")
+    print("and takes:", {client: round(weight, 2) for client, weight in row.items()})
     assert max(row, key=row.get) == "up-gemma", "the relative is on the other family"
 
 
