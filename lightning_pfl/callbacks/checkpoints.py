@@ -191,10 +191,10 @@ def load_from_checkpoint(
         The module, in eval mode, not attached to a Trainer.
 
     Raises:
-        CheckpointMismatchError: a checkpoint of other adapters than ``config`` asks for, or of another base model.
+        CheckpointMismatchError: a checkpoint of other adapters than ``config`` asks for, or of another base model; or
+            tensors that are missing or do not fit.
         ValueError: a checkpoint with adapters that does not say which, and no ``config``; a file that is damaged, or
             that would run code.
-        RuntimeError: tensors that are missing or do not fit, as from ``load_state_dict``.
     """
     checkpoint = _read(str(path), map_location, weights_only)
     module = _build(module_class, checkpoint, arguments, weights_only)
@@ -211,7 +211,13 @@ def load_from_checkpoint(
         inject(module, config or saved_config(about or {}), train_also=() if about is None else about["train_also"])
         attach(module, adapters_only=bool(about and about["adapters_only"]))
         module.on_load_checkpoint(checkpoint)
-    module.load_state_dict(checkpoint["state_dict"])
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise CheckpointMismatchError(
+            f"The tensors of `{path}` do not fit the {type(module).__name__} with the adapters that the checkpoint "
+            f"describes: {error} Build the module as in the run that wrote it, or take another checkpoint."
+        ) from error
     return module.to(map_location).eval()
 
 

@@ -16,6 +16,8 @@ from lightning_pfl.adapters.alignment import Alignment
 from lightning_pfl.callbacks.checkpoints import describe, load_from_checkpoint
 from lightning_pfl.errors import CheckpointMismatchError
 from tests.callbacks.modules import InConfigureModel, InSetup, Plain, colora, loader, trainer
+from tests.federation.tiny import Blocks
+from tests.parties.wards import checkpoint_of
 
 WAYS = pytest.mark.parametrize("kind", [Plain, InSetup, InConfigureModel])
 SIZES = pytest.mark.parametrize("small", [False, True], ids=["full", "adapters only"])
@@ -473,3 +475,13 @@ def test_a_damaged_checkpoint_says_so(tmp_path):
     torch.save([1], tmp_path / "x.ckpt")
     with pytest.raises(ValueError, match="no `state_dict`"):
         load_from_checkpoint(Plain, tmp_path / "x.ckpt")
+
+
+def test_a_checkpoint_whose_description_lacks_a_layer_is_refused(tmp_path):
+    """Found by fuzzing: the adapters that are built are then not those that were saved."""
+    checkpoint = checkpoint_of(Blocks)
+    del checkpoint["colora"]["config"]["placement"]["blocks.1.fc"]
+    torch.save(checkpoint, tmp_path / "x.ckpt")
+
+    with pytest.raises(CheckpointMismatchError, match=r"do not fit the Blocks (?s:.*)blocks\.1\.fc\.colora_P"):
+        load_from_checkpoint(Blocks, tmp_path / "x.ckpt")
