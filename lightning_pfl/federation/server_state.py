@@ -70,6 +70,7 @@ class ServerState:
         self._received: dict[str, Personalized | PersonalizedLetter] = {}
         self._closed: list[RoundTraffic] = []
         self._open: tuple[int, dict[str, Traffic]] = (0, {})
+        self._total = Traffic()
 
     @property
     def traffic_by_round(self) -> list[RoundTraffic]:
@@ -79,13 +80,14 @@ class ServerState:
     @property
     def bytes_so_far(self) -> tuple[int, int]:
         """Up and down, with all clients together."""
-        return sum(one.up for one in self.traffic.values()), sum(one.down for one in self.traffic.values())
+        return self._total.up, self._total.down
 
     def count(self, round: int, client_id: str, traffic: Traffic) -> None:
         """Count bytes that have travelled."""
         if round != self._open[0]:
             self._closed, self._open = self.traffic_by_round, (round, {})
         self.traffic[client_id] += traffic
+        self._total += traffic
         self._open[1][client_id] = self._open[1].get(client_id, Traffic()) + traffic
 
     def next_for(self, client_id: str, *, round: int | None) -> Personalized | PersonalizedLetter:
@@ -158,6 +160,7 @@ class ServerState:
         self.layouts = {client_id: _load_layouts(entry) for client_id, entry in saved["layouts"].items()}
         self.sketch_size = saved["sketch_size"]
         self.traffic = {client_id: Traffic(*numbers) for client_id, numbers in saved["traffic"].items()}
+        self._total = sum(self.traffic.values(), Traffic())
         self._closed, self._open = [RoundTraffic.load(entry) for entry in saved.get("traffic_by_round", ())], (0, {})
         if self._closed:
             last = self._closed.pop()
