@@ -1,9 +1,9 @@
 """How far cosines of sketches are from cosines of whole gradients, on the demo's clients.
 
-    python -m benchmarks.sketch_sizes [--halves] [--json]
+    python -m benchmarks.sketch_sizes [--halves] [--examples 32] [--json]
 
 The gradients are those that the demo's probe takes: SmolLM2-135M's last output projection (884,736 numbers), mean over
-a client's 32 training examples. With ``--halves`` each client counts twice, with one half of its examples each, which
+a client's first training examples. With ``--halves`` each client counts twice, with one half of its examples each, which
 gives 120 pairs instead of 28. Per length of a sketch and wire format: its bytes, the largest and the mean error of a
 cosine over all pairs and seeds, and Spearman's rank correlation of the cosines with those of whole gradients, the
 lowest over seeds.
@@ -35,12 +35,12 @@ SIZES = (1024, 4096, 16_384, 65_536)
 FORMATS = {"float32": Float32(), "bfloat16": Bfloat16(), "int8": Int8()}
 
 
-def gradients(halves: bool) -> tuple[list[str], Tensor]:
+def gradients(count: int, halves: bool) -> tuple[list[str], Tensor]:
     """One whole gradient per client (or half of one), as rows."""
     plan, materials = full_plan(), PackagedMaterials()
     progress = ConsoleProgress(Console())
     tasks = materials.tasks([client.task for client in plan.clients])
-    examples = {name: task.train[: plan.num_train] for name, task in tasks.items()}
+    examples = {name: task.train[:count] for name, task in tasks.items()}
     views = [view for some in examples.values() for example in some for view in example.images]
     materials.store.tokens(views, report=progress.count)
     model = plan.models[plan.anchor]
@@ -98,11 +98,12 @@ def measure(rows: Tensor, size: int, wire: Float32 | Bfloat16 | Int8, seeds: int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--halves", action="store_true")
+    parser.add_argument("--examples", type=int, default=32, help="per client")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     with quiet():
-        names, rows = gradients(chosen.halves)
+        names, rows = gradients(chosen.examples, chosen.halves)
     exact = pairs(cosine_matrix(rows))
     print(f"{len(names)} clients of {rows.shape[1]:,} numbers; cosines from {exact.min():.3f} to {exact.max():.3f}")
     print("| numbers | format | bytes | largest error | mean error | rank correlation |")

@@ -16,7 +16,7 @@ from lightning_pfl.types import FlatTensors, Layout
 
 __all__ = ["by_holders", "mix", "select", "weighted_mean", "write_names"]
 
-_AT_ONCE = 2**22  # numbers of all clients together that are gathered for one product: 16 MiB, and as much comes out
+_AT_ONCE = 2**20  # numbers of all clients together that are gathered for one product: 4 MiB, and as much comes out
 _ROWS = 512
 _MANY, _SPARSE = 256, 16  # from so many clients on, and if only every so-many-th weight is not zero, zeros are skipped
 
@@ -61,10 +61,17 @@ def _mix_alike(flats: Sequence[FlatTensors], rows: Tensor) -> list[FlatTensors]:
     totals = rows.sum(dim=1, dtype=torch.float64)
     weights = _scaled(rows, totals)
     mixed = [torch.empty_like(flat.vector) for flat in flats]
-    width = max(1, _AT_ONCE // count)
+    width = min(max(1, _AT_ONCE // count), numel)
+    gathered, product = torch.empty(count * width), torch.empty(count * width)  # kept, as new memory costs time
     for start in range(0, numel, width):
-        part = weights @ torch.stack([flat.vector[start : start + width] for flat in flats])
-        torch._foreach_copy_([vector[start : start + width] for vector in mixed], list(part.unbind()))
+        size = min(width, numel - start)
+        values = gathered[: count * size].view(count, size)
+        torch.stack([flat.vector[start : start + size] for flat in flats], out=values)
+        if weights.is_sparse:
+            means = weights @ values
+        else:
+            means = torch.mm(weights, values, out=product[: count * size].view(count, size))
+        torch._foreach_copy_([vector[start : start + size] for vector in mixed], list(means.unbind()))
     for index in (totals <= 0).nonzero()[:, 0].tolist():
         mixed[index].copy_(flats[index].vector)
     return [FlatTensors(flat.layout, vector) for flat, vector in zip(flats, mixed, strict=True)]
