@@ -131,7 +131,9 @@ def stacking(width: int, depth: int, clients: int, tokens: int) -> tuple[dict[st
 
     found = best({"one after another": apart, "stacked": together}, turns=STEPS - 1)
     difference = max(
-        float((stack[name][index] - tensors[name]).detach().abs().max()) for index, tensors in enumerate(own) for name in start
+        float((stack[name][index] - tensors[name]).detach().abs().max())
+        for index, tensors in enumerate(own)
+        for name in start
     )
     return found, difference
 
