@@ -92,16 +92,18 @@ class FedAvg(Aggregator):
         last = load_flat(state["common"]) if state else FlatTensors.empty()
         bound = {name: load_flat(entry) for name, entry in state.get("architectures", {}).items()}
         members: dict[str, dict[str, Any]] = dict(state.get("clients", {}))
+        here = {update.client_id for update in accepted}
+        absent = {client: entry for client, entry in members.items() if client not in here}
         known = {
             client: SharedTensors(select(last, entry["names"]), bound[entry["architecture"]])
-            for client, entry in members.items()
+            for client, entry in _one_of_each(absent).items()
         }
         for update in accepted:
             names = list(update.shared.common.layout.names)
             members[update.client_id] = {"architecture": update.architecture, "names": names}
             known[update.client_id] = update.shared
         clients = {client: members[client] for client in sorted(members)}
-        check_mixable(known, {client: entry["architecture"] for client, entry in clients.items()})
+        check_mixable(known, {client: clients[client]["architecture"] for client in known})
         weigh = {one.client_id: self._mass(one) * self._fresh(one) for one in accepted}
         if not sum(weigh.values()) > 0:  # nobody has moved, by norm
             weigh = dict.fromkeys(weigh, 1.0)
@@ -113,13 +115,14 @@ class FedAvg(Aggregator):
             )
             bound[architecture] = mean.flats[0]
             notes += mean.notes
-        everywhere = set.intersection(*(set(entry["names"]) for entry in clients.values()))
+        everywhere = set.intersection(*(set(entry["names"]) for entry in _one_of_each(clients).values()))
         row = torch.tensor([float(weigh.get(client, 0)) for client in clients])
+        sent = {
+            _kind(entry): self._sent(SharedTensors(select(common, entry["names"]), copied(bound[entry["architecture"]])))
+            for entry in _one_of_each(clients).values()
+        }
         return Aggregation(
-            personalized={
-                client: self._sent(SharedTensors(select(common, entry["names"]), copied(bound[entry["architecture"]])))
-                for client, entry in clients.items()
-            },
+            personalized={client: sent[_kind(entry)] for client, entry in clients.items()},
             newcomer=self._sent(SharedTensors(select(common, everywhere))),
             state={
                 "rule": _RULE,
@@ -128,7 +131,7 @@ class FedAvg(Aggregator):
                 "clients": clients,
             },
             client_ids=tuple(clients),
-            weights=(row / row.sum()).repeat(len(clients), 1),
+            weights=(row / row.sum()).expand(len(clients), -1),
             notes=tuple(notes),
         )
 
@@ -140,6 +143,16 @@ class FedAvg(Aggregator):
 
     def _fresh(self, update: ClientUpdate) -> float:
         return staleness_weight(update.staleness, self.staleness_exponent)
+
+
+def _kind(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Clients of one kind receive the same."""
+    return entry["architecture"], *entry["names"]
+
+
+def _one_of_each(members: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """One client of each kind: a thousand clients are to cost as much memory as one."""
+    return {client: members[client] for client in {_kind(entry): client for client, entry in members.items()}.values()}
 
 
 def _norm(shared: SharedTensors) -> float:

@@ -56,19 +56,13 @@ class RelevanceRecord:
         """
         result = {}
         count = len(self.client_ids)
-        others = ~torch.eye(count, dtype=torch.bool)
         if self.similarity is not None and count > 1:
-            known = self.similarity[others]
+            known = self.similarity[~torch.eye(count, dtype=torch.bool)]
             known = known[torch.isfinite(known)]
             if known.numel():
                 result["relevance/similarity"] = float(known.mean())
-        if self.weights is not None and count > 2:
-            rows = self.weights[others].reshape(count, count - 1).double()
-            total = rows.sum(1, keepdim=True)
-            rows = (rows / total)[total.squeeze(1) > 0]
-            if rows.numel():
-                entropy = -(rows * rows.clamp_min(1e-300).log()).sum(1)
-                result["relevance/evenness"] = round(float(entropy.mean()) / math.log(count - 1), 6)
+        if self.weights is not None and count > 2 and (evenness := _evenness(self.weights)) is not None:
+            result["relevance/evenness"] = round(evenness, 6)
         return result
 
     def dump(self) -> dict[str, Any]:
@@ -84,6 +78,23 @@ class RelevanceRecord:
     def load(entry: Mapping[str, Any]) -> RelevanceRecord:
         """Undo `dump`."""
         return RelevanceRecord(entry["round"], tuple(entry["client_ids"]), entry["weights"], entry["similarity"])
+
+
+def _evenness(weights: Tensor) -> float | None:
+    """Mean entropy of the rows without their own client, from 0 to 1; None if nobody weighs another.
+
+    Rows that are one and the same in memory (`FedAvg`'s) are read once: their matrix would be as big as all of them.
+    """
+    own = weights.diagonal().double()
+    rows = (weights[:1] if weights.stride(0) == 0 else weights).double()
+    total = rows.sum(1) - own
+    entropy = (_information(rows).sum(1) - _information(own)) / total + total.log()  # of the others' shares of the total
+    known = entropy[total > 1e-12]
+    return float(known.mean().clamp(0.0, math.log(len(own) - 1))) / math.log(len(own) - 1) if known.numel() else None
+
+
+def _information(weights: Tensor) -> Tensor:
+    return -torch.special.xlogy(weights, weights)
 
 
 @final
