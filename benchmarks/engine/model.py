@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.engine.workload import Workload, client_rows, held_out_rows
 
-__all__ = ["Batches", "accuracy", "network"]
+__all__ = ["Batches", "Steps", "accuracy", "network"]
 
 
 def network(workload: Workload) -> nn.Sequential:
@@ -41,6 +42,19 @@ class Batches:
         for start in range(0, len(self.labels), self.batch_size):
             chosen = slice(start, start + self.batch_size)
             yield self.features[chosen], self.labels[chosen]
+
+
+class Steps:
+    """Batches that are there already. Lightning would take a plain list for several loaders."""
+
+    def __init__(self, batches: Sequence[Any]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
 
 
 @torch.no_grad()

@@ -171,11 +171,10 @@ class UpdateGuard:
         found: dict[str, str] = {}
         for measure in sorted({name for own in sizes.values() for name in own}):
             mine = {client: own[measure] for client, own in sizes.items() if measure in own}
+            # two who differ by far are no measure of a third, so the fence is not wary
+            fences = self._fences(mine, before.get(measure, ()), factor, fewest=2, wary=False)
             for client, size in mine.items():
-                others = _others(mine, client, before.get(measure, ()))
-                fence = None  # two who differ by far are no measure of a third, so the fence is not wary
-                if len(others) > 1:
-                    fence = upper_fence(others, factor=factor, spreads=self.spreads, wary=False)
+                fence = fences[client]
                 if fence is not None and size > fence:
                     found.setdefault(
                         client,
@@ -193,9 +192,9 @@ class UpdateGuard:
         if self.max_claim is None:
             return list(updates), []
         limits = dict(claims)
+        fences = self._fences(claims, before, self.max_claim, fewest=1, wary=True)
         for client in free:
-            others = _others(claims, client, before)
-            fence = upper_fence(others, factor=self.max_claim, spreads=self.spreads) if others else None
+            fence = fences[client]
             limits[client] = claims[client] if fence is None else min(claims[client], fence)
         if len(limits) > 2:
             largest = max(limits, key=lambda client: limits[client])
@@ -212,6 +211,20 @@ class UpdateGuard:
                 item = replace(item, num_examples=limit)
             result.append(item)
         return result, notes
+
+    def _fences(
+        self, sizes: Mapping[str, float], before: Sequence[float], factor: float, *, fewest: int, wary: bool
+    ) -> dict[str, float | None]:
+        """What each client's size is judged by; equal judgements are made once."""
+        made: dict[tuple[float, ...], float | None] = {}
+        fences = {}
+        for client in sizes:
+            others = tuple(sorted(_others(sizes, client, before)))
+            if others not in made:
+                enough = len(others) >= fewest
+                made[others] = upper_fence(others, factor=factor, spreads=self.spreads, wary=wary) if enough else None
+            fences[client] = made[others]
+        return fences
 
 
 _WHAT = {

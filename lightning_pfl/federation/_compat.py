@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import lightning as L
@@ -60,6 +61,7 @@ __all__ = [
     "quiet",
     "restore_metric_states",
     "restore_metrics",
+    "resume_from_memory",
     "results_to_carry",
     "set_restarting",
     "skip_prepare_data",
@@ -218,6 +220,29 @@ def restore_metric_states(module: L.LightningModule, carried: Mapping[str, Mappi
 def updated_metrics(trainer: L.Trainer, before: Mapping[str, Any]) -> dict[str, Any]:
     """The callback metrics that are other objects than in ``before``: those logged since."""
     return {key: value for key, value in trainer.callback_metrics.items() if before.get(key) is not value}
+
+
+def resume_from_memory(trainer: L.Trainer, path: str) -> None:
+    """Let ``fit(ckpt_path=path)`` take what the strategy has, without what Lightning does around files of earlier releases.
+
+    `_CheckpointConnector.resume_start` brings removed modules and classes back for as long as it reads, and tries all
+    migrations: half a millisecond, for a checkpoint that this very release has made. Other paths are read as ever, and so
+    is a checkpoint of another release.
+    """
+    connector = cast(Any, trainer)._checkpoint_connector
+    connector.resume_start = partial(_resume_start, trainer, path)
+
+
+def _resume_start(
+    trainer: Any, memory: str, checkpoint_path: Any | None = None, weights_only: bool | None = None
+) -> None:
+    connector = trainer._checkpoint_connector
+    if checkpoint_path == memory:
+        checkpoint = trainer.strategy.load_checkpoint(memory)
+        if checkpoint["pytorch-lightning_version"] == L.__version__:
+            connector._ckpt_path, connector._loaded_checkpoint = memory, checkpoint
+            return
+    type(connector).resume_start(connector, checkpoint_path, weights_only)
 
 
 def skip_prepare_data(trainer: L.Trainer) -> None:

@@ -25,6 +25,7 @@ from lightning_pfl.federation._compat import (
     callbacks_of,
     loaders,
     quiet,
+    resume_from_memory,
     skip_prepare_data,
     training_batches,
 )
@@ -143,6 +144,7 @@ class _Turn:
         if self.logger is not None:
             self.logger.begin(self.client_id, self.trainer)
         skip_prepare_data(self.trainer)
+        resume_from_memory(self.trainer, IN)
 
     def run(self) -> Any:
         path = None if self.incoming is None else IN

@@ -7,7 +7,9 @@ functions of the set of clients: ties are broken by position, and nothing is dra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from statistics import median, median_low
 
 import torch
 from torch import Tensor
@@ -146,14 +148,14 @@ def upper_fence(values: Sequence[float], *, factor: float, spreads: float, wary:
         >>> round(upper_fence([90.0, 100.0, 100.0, 1e9], factor=10.0, spreads=6.0), 6)
         1000.0
     """
-    logs = torch.tensor([value for value in values if 0 < value < float("inf")], dtype=torch.float64).log()
-    if not logs.numel():
+    logs = [math.log(value) for value in values if 0 < value < math.inf]
+    if not logs:
         return None
-    between = "lower" if wary else "midpoint"
-    middle = logs.quantile(0.5, interpolation=between)
-    spread = (logs - middle).abs().quantile(0.5, interpolation=between) * _TO_DEVIATION
-    lift = torch.maximum(spread * spreads, torch.tensor(float(factor), dtype=torch.float64).log())
-    return float((middle + lift).exp())
+    middle_of = median_low if wary else median
+    middle = middle_of(logs)
+    spread = middle_of([abs(log - middle) for log in logs]) * _TO_DEVIATION
+    height = middle + max(spread * spreads, math.log(factor))
+    return math.exp(height) if height < 709.0 else math.inf  # what a float can hold
 
 
 def _rows(values: Tensor) -> int:

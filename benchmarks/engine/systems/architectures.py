@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from benchmarks.engine.marks import Marks
+from benchmarks.engine.model import Steps
 from benchmarks.engine.systems.module import BARE, RoundMarks, quiet
 from lightning_pfl import Client, CoLoRA, FedAvg, FederatedStrategy, LocalPool, RayPool
 from lightning_pfl.callbacks.rank_limit import RankLimit
@@ -40,7 +41,7 @@ class Residual(L.LightningModule):
             x = x + torch.tanh(block["fc"](x))
         return mse_loss(self.head(x), batch[1])
 
-    def train_dataloader(self) -> list[tuple[Tensor, Tensor]]:
+    def train_dataloader(self) -> Steps:
         return batches(int(self.trainer.strategy.client_id.removeprefix("client-")))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -52,11 +53,11 @@ class Wide(Residual):
         super().__init__(WIDTHS[1])
 
 
-def batches(client: int) -> list[tuple[Tensor, Tensor]]:
+def batches(client: int) -> Steps:
     """Seven batches of 32 rows."""
     generator = torch.Generator().manual_seed(client)
     features = torch.randn(7, 32, 32, generator=generator)
-    return [(one, one.sum(1, keepdim=True)) for one in features]
+    return Steps([(one, one.sum(1, keepdim=True)) for one in features])
 
 
 def federate(pool: LocalPool | RayPool, marks: Marks) -> None:

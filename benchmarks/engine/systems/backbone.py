@@ -16,6 +16,7 @@ import torch._dynamo  # noqa: F401 - the first optimizer step would import it
 from torch import Tensor, nn
 
 from benchmarks.engine.marks import Marks
+from benchmarks.engine.model import Steps
 from benchmarks.engine.systems.module import BARE, RoundMarks, quiet
 from benchmarks.engine.tree import descendants, pss_mib
 from lightning_pfl import CoLoRA, FedAvg, FederatedStrategy, RayPool
@@ -38,9 +39,9 @@ class Backbone(L.LightningModule):
             x = x + torch.tanh(block["fc"](x)) / 8
         return x.square().mean()
 
-    def train_dataloader(self) -> list[Tensor]:
+    def train_dataloader(self) -> Steps:
         generator = torch.Generator().manual_seed(int(self.trainer.strategy.client_id.removeprefix("client-")))
-        return [torch.randn(8, self.width, generator=generator)]
+        return Steps([torch.randn(8, self.width, generator=generator)])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.01)

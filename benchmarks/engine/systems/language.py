@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.engine.marks import Marks
+from benchmarks.engine.model import Steps
 from benchmarks.engine.systems.module import BARE, RoundMarks, quiet
 from lightning_pfl import CoLoRA, FederatedStrategy, LocalPool, UniformAggregator
 from lightning_pfl.benchmark.weights import SMOLLM2_135M, load_language_model
@@ -33,17 +34,17 @@ class Tuner(L.LightningModule):
     def training_step(self, batch: Tensor, _: int) -> Tensor:
         return self.model(input_ids=batch, labels=batch, use_cache=False).loss
 
-    def train_dataloader(self) -> list[Tensor]:
+    def train_dataloader(self) -> Steps:
         return batches(int(self.trainer.strategy.client_id.removeprefix("client-")))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-4)
 
 
-def batches(client: int) -> list[Tensor]:
+def batches(client: int) -> Steps:
     """Random tokens: what they say costs no time."""
     generator = torch.Generator().manual_seed(client)
-    return list(torch.randint(1000, 40_000, (STEPS, 1, TOKENS), generator=generator))
+    return Steps(list(torch.randint(1000, 40_000, (STEPS, 1, TOKENS), generator=generator)))
 
 
 def federate(model: PreTrainedModel, marks: Marks) -> int:

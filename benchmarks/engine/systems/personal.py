@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from benchmarks.engine.marks import Marks
+from benchmarks.engine.model import Steps
 from benchmarks.engine.systems.module import BARE, RoundMarks, quiet
 from benchmarks.engine.tree import pss_mib
 from lightning_pfl import FedAvg, FederatedStrategy, LocalPool
@@ -36,10 +37,10 @@ class Personal(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         return mse_loss(self.head(self.own(self.encoder(batch[0]))), batch[1])
 
-    def train_dataloader(self) -> list[tuple[Tensor, Tensor]]:
+    def train_dataloader(self) -> Steps:
         generator = torch.Generator().manual_seed(int(self.trainer.strategy.client_id.removeprefix("client-")))
         features = torch.randn(8, 32, generator=generator)
-        return [(features, features.sum(1, keepdim=True))]
+        return Steps([(features, features.sum(1, keepdim=True))])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.001)

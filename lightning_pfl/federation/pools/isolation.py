@@ -24,6 +24,7 @@ __all__ = ["ProcessSettings"]
 
 # what Lightning's seed_everything leaves for data loader workers, and what makes cuBLAS deterministic
 _VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "CUBLAS_WORKSPACE_CONFIG")
+_SIGNALS = tuple(int(number) for number in signal.valid_signals())  # as enumeration members they are slow to make
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,7 @@ class ProcessSettings:
             self.apply()
             torch.set_num_threads(num_threads)
             vars(rank_zero_only)["rank"] = 0
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            torch.manual_seed(seed)
+            _seed(seed)
             # the caller may be inside a validation step or under autocast; a client's own Trainer decides for itself
             with torch.inference_mode(False), torch.enable_grad(), _no_autocast():
                 yield
@@ -113,6 +112,15 @@ class ProcessSettings:
                 vars(rank_zero_only)["rank"] = rank
             if os.getcwd() != folder:
                 os.chdir(folder)
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # that would take down a stack trace for every kind of device that might yet come, and keep some of them
+        torch.default_generator.manual_seed(seed)
 
 
 def _generators() -> dict[str, Any]:
@@ -138,7 +146,7 @@ def _signal_handlers() -> dict[int, Any]:
     """Python's handlers; only the main thread may set them, and those set by C code cannot be put back."""
     if threading.current_thread() is not threading.main_thread():
         return {}
-    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     return {number: handler for number, handler in handlers.items() if handler is not None}
 
 
