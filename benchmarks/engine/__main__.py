@@ -33,6 +33,9 @@ SYSTEMS = {
 """Modules of `systems` with their further arguments; the bare loop is the floor of all."""
 
 SPECIAL = {
+    "W1-paired": {"LocalPool": ("paired",)},
+    "W2-paired": {"LocalPool": ("paired",)},
+    "W3-long-paired": {"LocalPool": ("paired",)},
     "W4": {"LocalPool": ("personal",)},
     "W5": {"fit": ("architectures", "fit"), "LocalPool": ("architectures", "local"), "RayPool": ("architectures", "ray")},
     "W6": {"RayPool": ("backbone",)},

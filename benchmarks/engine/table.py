@@ -30,7 +30,7 @@ def _workload(name: str, systems: dict[str, list[Line]]) -> str:
     turns = WORKLOADS[name].cohort if name in WORKLOADS else None
     keys = list(dict.fromkeys(key for runs in good.values() for one in runs for key in one.results))
     heads = ["system", "runs", "CPU-s", "imports", "round 1", "steady round", "x loop", "ms over it", "s to round 1"]
-    heads += ["s a round", "peak MiB", "processes", *keys]
+    heads += ["s a round", "peak MiB", "processes", "spin", *keys]
     rows = [_row(system, runs, keys, floor, turns) for system, runs in good.items()]
     used = [index for index in range(len(heads)) if any(row[index] for row in rows)]
     marked = [[cells[index] for index in used] for cells in [heads, ["---"] * len(heads), *rows]]
@@ -62,6 +62,7 @@ def _row(
         _said(_middle(runs, lambda one: one.wall_round), 3),
         _said(_middle(runs, lambda one: one.pss_mib), 0),
         _said(_middle(runs, lambda one: one.processes), 0),
+        _said(_middle(runs, lambda one: one.machine.get("spin")), 0),
         *(_result(runs, key) for key in keys),
     ]
 

@@ -36,7 +36,8 @@ class ClientStore:
         url: where states go that do not fit into memory, and all states when a checkpoint is made: a folder, or any
             URL that fsspec knows. Checkpoints then hold names instead of states. None: a temporary folder, and
             checkpoints hold the states themselves.
-        max_memory: how many bytes of states to keep in memory.
+        max_memory: how many bytes of states to keep in memory. The default is small, so that a thousand clients fit into a
+            laptop: writing a state to the disk and reading it back takes some milliseconds per megabyte.
 
     Attributes:
         blobs: the files; what else a run keeps out of memory lies there too.
@@ -55,7 +56,7 @@ class ClientStore:
         >>> store.close()
     """
 
-    def __init__(self, url: str | os.PathLike[str] | None = None, *, max_memory: int = 2**30) -> None:
+    def __init__(self, url: str | os.PathLike[str] | None = None, *, max_memory: int = 32 * 2**20) -> None:
         if max_memory < 0:
             raise ValueError(f"`max_memory` is a number of bytes, but is {max_memory}.")
         self.blobs = Blobs(None if url is None else os.fspath(url))

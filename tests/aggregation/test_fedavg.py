@@ -61,3 +61,22 @@ def test_what_no_participant_holds_keeps_its_last_mean():
     second = FedAvg().aggregate([update("a", 7.0, 1, round=1)], first.state)
 
     assert start(second, "b") == (4.0, 40.0)
+
+
+def test_clients_of_one_kind_are_sent_one_object():
+    """A thousand clients of one architecture cost the driver's memory no more than one."""
+    updates = [update("a", 0.0, 1), update("b", 4.0, 3), update("c", 8.0, 4, architecture="two")]
+    result = FedAvg().aggregate(updates, {})
+
+    assert result.personalized["a"] is result.personalized["b"]
+    assert result.personalized["a"] is not result.personalized["c"]
+    assert result.weights.untyped_storage().nbytes() == 3 * 4, "a row of float32, not a matrix"
+
+
+def test_a_newcomer_must_still_fit_what_absent_clients_hold():
+    """b and c are not in round 1, and of their kind one is looked at: that is enough to see that `P` differs."""
+    first = FedAvg().aggregate([update("b", 0.0, 1), update("c", 4.0, 1)], {})
+    wide = SharedTensors(FlatTensors.pack({"P": torch.zeros(2)}), FlatTensors.pack({"A": torch.zeros(1)}))
+
+    with pytest.raises(ValueError, match="`P` must have one shape on all clients"):
+        FedAvg().aggregate([ClientUpdate("a", 1, 1, "two", wide)], first.state)

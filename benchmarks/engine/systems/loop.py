@@ -6,11 +6,40 @@ import sys
 
 import torch
 import torch._dynamo  # noqa: F401 - the first optimizer step would import it
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.engine.marks import Marks
 from benchmarks.engine.model import Batches, accuracy, network
-from benchmarks.engine.workload import WORKLOADS, cohort
+from benchmarks.engine.workload import WORKLOADS, Workload, cohort
+
+__all__ = ["looped_round"]
+
+
+def looped_round(workload: Workload, model: nn.Module, weights: dict[str, Tensor], round: int) -> dict[str, Tensor]:
+    """One round of FedAvg.
+
+    Args:
+        workload: of which.
+        model: `network`; what it holds is of no consequence.
+        weights: of the server.
+        round: from 0.
+
+    Returns:
+        The server's weights after it.
+    """
+    total = {name: torch.zeros_like(value) for name, value in weights.items()}
+    clients = cohort(workload, round)
+    for client in clients:
+        model.load_state_dict(weights)
+        optimizer = torch.optim.SGD(model.parameters(), lr=workload.rate)
+        for features, labels in Batches(workload, client):
+            optimizer.zero_grad()
+            cross_entropy(model(features), labels).backward()
+            optimizer.step()
+        for name, value in model.state_dict().items():
+            total[name].add_(value, alpha=1 / len(clients))
+    return total
 
 
 def main() -> None:
@@ -21,18 +50,7 @@ def main() -> None:
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     marks.started()
     for round in range(workload.rounds):
-        total = {name: torch.zeros_like(value) for name, value in weights.items()}
-        clients = cohort(workload, round)
-        for client in clients:
-            model.load_state_dict(weights)
-            optimizer = torch.optim.SGD(model.parameters(), lr=workload.rate)
-            for features, labels in Batches(workload, client):
-                optimizer.zero_grad()
-                cross_entropy(model(features), labels).backward()
-                optimizer.step()
-            for name, value in model.state_dict().items():
-                total[name].add_(value, alpha=1 / len(clients))
-        weights = total
+        weights = looped_round(workload, model, weights, round)
         marks.round()
     marks.write(accuracy=accuracy(workload, weights))
 

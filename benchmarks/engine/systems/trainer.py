@@ -18,7 +18,9 @@ from torch import Tensor
 from benchmarks.engine.marks import Marks
 from benchmarks.engine.model import Batches, accuracy
 from benchmarks.engine.systems.module import BARE, Classifier, quiet
-from benchmarks.engine.workload import WORKLOADS, cohort
+from benchmarks.engine.workload import WORKLOADS, Workload, cohort
+
+__all__ = ["Fits"]
 
 
 class Overwrite(L.Callback):
@@ -31,31 +33,49 @@ class Overwrite(L.Callback):
         pl_module.net.load_state_dict(self.weights)
 
 
+class Fits:
+    """Rounds of FedAvg, each client by a Trainer that writes and prints nothing.
+
+    Args:
+        workload: of which.
+        folder: for clients' checkpoints; None: they have none, and every fit is a first one.
+    """
+
+    def __init__(self, workload: Workload, folder: Path | None) -> None:
+        self.workload, self.folder = workload, folder
+        self.module = Classifier(workload)
+        self.weights = {name: value.clone() for name, value in self.module.net.state_dict().items()}
+        self._turns: dict[int, int] = {}
+
+    def round(self, round: int) -> None:
+        """Run one; from 0."""
+        total = {name: torch.zeros_like(value) for name, value in self.weights.items()}
+        clients = cohort(self.workload, round)
+        for client in clients:
+            self._turns[client] = self._turns.get(client, 0) + 1
+            path = None if self.folder is None else self.folder / f"{client}.ckpt"
+            epochs = 1 if path is None else self._turns[client]
+            trainer = L.Trainer(max_epochs=epochs, callbacks=[Overwrite(self.weights)], **BARE)
+            trainer.fit(self.module, Batches(self.workload, client), ckpt_path=path if epochs > 1 else None)
+            if path is not None:
+                trainer.save_checkpoint(path)
+            for name, value in self.module.net.state_dict().items():
+                total[name].add_(value, alpha=1 / len(clients))
+        self.weights = total
+
+
 def main() -> None:
-    workload, marks, resumed = WORKLOADS[sys.argv[1]], Marks(sys.argv[2]), sys.argv[3] == "resumed"
+    workload, marks = WORKLOADS[sys.argv[1]], Marks(sys.argv[2])
     marks.imported()
     quiet()
     torch.set_num_threads(1)
-    module = Classifier(workload)
-    weights = {name: value.clone() for name, value in module.net.state_dict().items()}
-    turns: dict[int, int] = {}
     with tempfile.TemporaryDirectory() as folder:
+        fits = Fits(workload, Path(folder) if sys.argv[3] == "resumed" else None)
         marks.started()
         for round in range(workload.rounds):
-            total = {name: torch.zeros_like(value) for name, value in weights.items()}
-            clients = cohort(workload, round)
-            for client in clients:
-                turns[client] = turns.get(client, 0) + 1
-                path = Path(folder) / f"{client}.ckpt"
-                trainer = L.Trainer(max_epochs=turns[client] if resumed else 1, callbacks=[Overwrite(weights)], **BARE)
-                trainer.fit(module, Batches(workload, client), ckpt_path=path if resumed and path.exists() else None)
-                if resumed:
-                    trainer.save_checkpoint(path)
-                for name, value in module.net.state_dict().items():
-                    total[name].add_(value, alpha=1 / len(clients))
-            weights = total
+            fits.round(round)
             marks.round()
-    marks.write(accuracy=accuracy(workload, weights))
+    marks.write(accuracy=accuracy(workload, fits.weights))
 
 
 if __name__ == "__main__":
