@@ -62,5 +62,5 @@ if __name__ == "__main__":
         server,
         client,
         num_supernodes=WORKLOADS[NAME].clients,
-        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": 2}},
+        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"address": "local", "num_cpus": 2}},
     )
