@@ -37,7 +37,11 @@ SPECIAL = {
     "W2-paired": {"LocalPool": ("paired",)},
     "W3-long-paired": {"LocalPool": ("paired",)},
     "W4": {"LocalPool": ("personal",)},
-    "W5": {"fit": ("architectures", "fit"), "LocalPool": ("architectures", "local"), "RayPool": ("architectures", "ray")},
+    "W5": {
+        "fit": ("architectures", "fit"),
+        "LocalPool": ("architectures", "local"),
+        "RayPool": ("architectures", "ray"),
+    },
     "W6": {"RayPool": ("backbone",)},
     "W7": {"loop": ("language", "loop"), "LocalPool": ("language", "local")},
 }

@@ -108,7 +108,12 @@ def _waited_for() -> float:
 
 
 def _machine(load: float, spin: float) -> dict[str, Any]:
-    return {"cores": os.cpu_count(), "python": platform.python_version(), "load": round(load, 1), "spin": round(spin, 1)}
+    return {
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "load": round(load, 1),
+        "spin": round(spin, 1),
+    }
 
 
 def _spin() -> float:

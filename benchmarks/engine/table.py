@@ -44,9 +44,7 @@ def _workload(name: str, systems: dict[str, list[Line]]) -> str:
     return "\n\n".join(parts)
 
 
-def _row(
-    system: str, runs: Sequence[Line], keys: Sequence[str], floor: float | None, turns: int | None
-) -> list[str]:
+def _row(system: str, runs: Sequence[Line], keys: Sequence[str], floor: float | None, turns: int | None) -> list[str]:
     steady = _middle(runs, lambda one: one.cpu_round)
     over = None if steady is None or floor is None or turns is None else 1000 * (steady - floor) / turns
     return [

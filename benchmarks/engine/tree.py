@@ -1,7 +1,7 @@
 """What a process and all its descendants use: CPU-seconds and proportional memory, read from /proc (Linux).
 
-Memory is PSS: a page that several processes have mapped counts for each of them in equal parts, so that sums over a tree
-mean something. CPU time is user plus system time.
+Memory is PSS: a page that several processes have mapped counts for each of them in equal parts, so that sums over a
+tree mean something. CPU time is user plus system time.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Rows come from seeds alone, so that processes of any environment make the same o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -74,7 +74,7 @@ def cohort(workload: Workload, round: int) -> list[int]:
     return sorted(drawn.tolist())
 
 
-@lru_cache(maxsize=None)
+@cache
 def client_rows(workload: Workload, client: int) -> tuple[np.ndarray, np.ndarray]:
     """A client's rows.
 

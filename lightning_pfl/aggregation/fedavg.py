@@ -118,7 +118,9 @@ class FedAvg(Aggregator):
         everywhere = set.intersection(*(set(entry["names"]) for entry in _one_of_each(clients).values()))
         row = torch.tensor([float(weigh.get(client, 0)) for client in clients])
         sent = {
-            _kind(entry): self._sent(SharedTensors(select(common, entry["names"]), copied(bound[entry["architecture"]])))
+            _kind(entry): self._sent(
+                SharedTensors(select(common, entry["names"]), copied(bound[entry["architecture"]]))
+            )
             for entry in _one_of_each(clients).values()
         }
         return Aggregation(

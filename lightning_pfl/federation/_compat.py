@@ -61,8 +61,8 @@ __all__ = [
     "quiet",
     "restore_metric_states",
     "restore_metrics",
-    "resume_from_memory",
     "results_to_carry",
+    "resume_from_memory",
     "set_restarting",
     "skip_prepare_data",
     "stripped",
@@ -223,11 +223,11 @@ def updated_metrics(trainer: L.Trainer, before: Mapping[str, Any]) -> dict[str, 
 
 
 def resume_from_memory(trainer: L.Trainer, path: str) -> None:
-    """Let ``fit(ckpt_path=path)`` take what the strategy has, without what Lightning does around files of earlier releases.
+    """Let ``fit(ckpt_path=path)`` take what the strategy has, without what Lightning does for files of earlier releases.
 
-    `_CheckpointConnector.resume_start` brings removed modules and classes back for as long as it reads, and tries all
-    migrations: half a millisecond, for a checkpoint that this very release has made. Other paths are read as ever, and so
-    is a checkpoint of another release.
+    `_CheckpointConnector.resume_start` brings removed modules and classes back for as long as it reads, and tries
+    all migrations; a checkpoint that this very release has made needs neither. Other paths are read as ever, and so is a
+    checkpoint of another release.
     """
     connector = cast(Any, trainer)._checkpoint_connector
     connector.resume_start = partial(_resume_start, trainer, path)

@@ -36,8 +36,8 @@ class ClientStore:
         url: where states go that do not fit into memory, and all states when a checkpoint is made: a folder, or any
             URL that fsspec knows. Checkpoints then hold names instead of states. None: a temporary folder, and
             checkpoints hold the states themselves.
-        max_memory: how many bytes of states to keep in memory. The default is small, so that a thousand clients fit into a
-            laptop: writing a state to the disk and reading it back takes some milliseconds per megabyte.
+        max_memory: how many bytes of states to keep in memory. The default is small, so that a thousand clients fit
+            into a laptop: writing a state to the disk and reading it back takes some milliseconds per megabyte.
 
     Attributes:
         blobs: the files; what else a run keeps out of memory lies there too.

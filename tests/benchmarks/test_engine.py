@@ -1,4 +1,4 @@
-"""The harness of `benchmarks/engine`: what it says of process trees, of lines and tables, and W1 in its smallest form."""
+"""The harness of `benchmarks/engine`: what it says of process trees, lines and tables; W1 in its smallest form."""
 
 import json
 import os
@@ -89,7 +89,10 @@ def test_a_line_that_is_no_run_is_named():
 def test_the_table_compares_medians_with_the_loop():
     lines = [
         *(Line("W1", "loop", repeat, cpu_total=3.0, cpu_round=one) for repeat, one in enumerate((0.02, 0.03, 0.10))),
-        *(Line("W1", "LocalPool", repeat, cpu_total=9.0, cpu_round=0.13, results={"accuracy": 0.5}) for repeat in (0, 1)),
+        *(
+            Line("W1", "LocalPool", repeat, cpu_total=9.0, cpu_round=0.13, results={"accuracy": 0.5})
+            for repeat in (0, 1)
+        ),
         Line("W1", "pfl", error="cannot be installed:\n no network"),
     ]
 

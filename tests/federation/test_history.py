@@ -29,6 +29,6 @@ def test_rows_that_are_one_in_memory_say_the_same_as_a_matrix():
 
 
 def test_a_client_that_weighs_nobody_else_is_left_out():
-    """Alone in its round a client has all the weight: its own row says nothing of others, the other rows are certain."""
+    """Alone in its round a client has all the weight: its own row says nothing of others, the others' are certain."""
     assert evenness(torch.tensor([1.0, 0.0, 0.0]).expand(3, -1)) == 0.0
     assert evenness(torch.eye(3)) is None

@@ -1,7 +1,7 @@
 """W5: twenty clients on two architectures, half of each with half the rank, exchange P and Q for five rounds.
 
-The third argument says who runs them: "local" and "ray" pools, or "fit", a plain ``Trainer.fit`` per client and round of
-the same modules with `CoLoRA` as an ordinary callback, which exchanges nothing and carries nothing over.
+The third argument says who runs them: "local" and "ray" pools, or "fit", a plain ``Trainer.fit`` per client and round
+of the same modules with `CoLoRA` as an ordinary callback, which exchanges nothing and carries nothing over.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 
 import lightning as L
 import torch
-import torch._dynamo  # noqa: F401 - the first optimizer step would import it
+import torch._dynamo
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 

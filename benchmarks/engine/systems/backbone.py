@@ -1,7 +1,7 @@
 """W6: four actors train adapters on one frozen backbone of 500 MB. How many backbones do they hold?
 
-The same run on a backbone of a hundredth tells what actors hold of their own; what four of them hold beyond that, divided
-by the backbone, is what this program says.
+The same run on a backbone of a hundredth tells what actors hold of their own; what four of them hold beyond that,
+divided by the backbone, is what this program says.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
-import torch._dynamo  # noqa: F401 - the first optimizer step would import it
+import torch._dynamo
 from torch import Tensor, nn
 
 from benchmarks.engine.marks import Marks
@@ -72,7 +72,9 @@ def run(width: int, marks: Marks | None) -> list[float]:
     actors = Actors()
     callbacks = [CoLoRA(rank=8, alpha=16, num_blocks=4), actors, *([RoundMarks(marks)] if marks else [])]
     strategy = FederatedStrategy(
-        clients=CLIENTS, aggregator=FedAvg(), pool=RayPool(num_actors=ACTORS, address="local", init={"num_cpus": ACTORS})
+        clients=CLIENTS,
+        aggregator=FedAvg(),
+        pool=RayPool(num_actors=ACTORS, address="local", init={"num_cpus": ACTORS}),
     )
     L.Trainer(max_epochs=ROUNDS, strategy=strategy, callbacks=callbacks, **BARE).fit(Backbone(width))
     assert len(actors.mib) == ACTORS, f"expected {ACTORS} actors, found {len(actors.mib)}"

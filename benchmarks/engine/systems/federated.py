@@ -1,4 +1,4 @@
-"""This package: ``FederatedStrategy`` over ``LocalPool`` or ``RayPool``, as the third argument says ("local", "ray")."""
+"""This package: `FederatedStrategy` over ``LocalPool`` or ``RayPool``, as the third argument says ("local", "ray")."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 import lightning as L
 import torch
-import torch._dynamo  # noqa: F401 - the first optimizer step would import it
+import torch._dynamo
 
 from benchmarks.engine.marks import Marks
 from benchmarks.engine.model import accuracy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import torch
-import torch._dynamo  # noqa: F401 - the first optimizer step would import it
+import torch._dynamo
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 

@@ -15,7 +15,7 @@ from statistics import median
 
 import lightning as L
 import torch
-import torch._dynamo  # noqa: F401 - the first optimizer step would import it
+import torch._dynamo
 
 from benchmarks.engine.marks import Marks
 from benchmarks.engine.model import network

@@ -12,7 +12,7 @@ import sys
 
 import lightning as L
 import torch
-import torch._dynamo  # noqa: F401 - the first optimizer step would import it
+import torch._dynamo
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 

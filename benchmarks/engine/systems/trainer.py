@@ -1,7 +1,7 @@
 """The same segments by hand in Lightning: a ``Trainer.fit`` of one epoch per client and round.
 
-A third argument says how much of a segment: "fresh" fits carry nothing over, "resumed" ones go on from a checkpoint on the
-disk, as a client with an optimizer or a schedule of its own has to.
+A third argument says how much of a segment: "fresh" fits carry nothing over, "resumed" ones go on from a checkpoint on
+the disk, as a client with an optimizer or a schedule of its own has to.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
-import torch._dynamo  # noqa: F401 - the first optimizer step would import it
+import torch._dynamo
 from torch import Tensor
 
 from benchmarks.engine.marks import Marks
