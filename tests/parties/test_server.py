@@ -188,7 +188,7 @@ def test_a_rejected_update_is_in_the_exit_code_of_the_command_if_the_guard_is_st
     command = ["round", "aggregate", *(f"--{name}={run.folder / place}" for name, place in places.items())]
     command += ["--quorum=2", "--aggregator=lightning_pfl.UniformAggregator"]
 
-    with pytest.raises(SystemExit, match="lightning-pfl round aggregate: These updates .*`b`"):
+    with pytest.raises(SystemExit, match=r"lightning-pfl round aggregate: These updates .*`b`"):
         main([*command, "--aggregator.guard=lightning_pfl.UpdateGuard", "--aggregator.guard.strict=true"])
     main(command)
     assert "did not count: b: " in capsys.readouterr().out

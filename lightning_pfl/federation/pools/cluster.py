@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 import signal
+import socket
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -68,8 +69,9 @@ def connect(arguments: Mapping[str, Any]) -> None:
     quiet = "RAY_USAGE_STATS_ENABLED" not in os.environ
     if quiet:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    address = arguments.get("address") or ("local" if _last_cluster_is_dead(arguments.get("_temp_dir")) else None)
     try:
-        ray.init(**arguments)
+        ray.init(**{**arguments, "address": address})
     finally:
         if quiet:
             del os.environ["RAY_USAGE_STATS_ENABLED"]
@@ -77,6 +79,26 @@ def connect(arguments: Mapping[str, Any]) -> None:
             if signal.getsignal(number) is not handler:
                 with contextlib.suppress(ValueError):  # not the main thread
                     signal.signal(number, handler)
+
+
+def _last_cluster_is_dead(temp_dir: str | None) -> bool:
+    """Whether ``ray.init`` would wait, for minutes and in vain, for a cluster that was killed.
+
+    Ray keeps the address of the last cluster of this machine in a file, takes it out when the cluster ends in peace, and
+    believes it otherwise. Nobody who listens there is enough to know better.
+    """
+    from ray._private.utils import read_ray_address  # there is no public way to ask
+
+    if os.environ.get("RAY_ADDRESS"):
+        return False
+    host, _, port = (read_ray_address(temp_dir) or "").rpartition(":")
+    if not port.isdigit():
+        return False
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError:
+        return True
+    return False
 
 
 def is_connected() -> bool:

@@ -52,7 +52,7 @@ class RayPool(ClientPool):
 
     Args:
         address: of a cluster. None: the one in the environment variable ``RAY_ADDRESS``, else one that ``ray start``
-            started on this machine, else Ray is started here. "local" always starts one here.
+            started on this machine and that still answers, else Ray is started here. "local" always starts one here.
         num_actors: at most so many at once. None: as many as fit, but not more than clients.
         max_retries: how often a job is run again whose actor died, before the client counts as failed.
         log_to_driver: whether what clients print appears here. Ray's own log files have it in any case.
