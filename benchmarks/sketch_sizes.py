@@ -3,10 +3,10 @@
     python -m benchmarks.sketch_sizes [--halves] [--examples 32] [--json]
 
 The gradients are those that the demo's probe takes: SmolLM2-135M's last output projection (884,736 numbers), mean
-over a client's first training examples. With ``--halves`` each client counts twice, with one half of its examples each, which
-gives 120 pairs instead of 28. Per length of a sketch and wire format: its bytes, the largest and the mean error of a
-cosine over all pairs and seeds, and Spearman's rank correlation of the cosines with those of whole gradients, the
-lowest over seeds.
+over a client's first training examples. With ``--halves`` each client counts twice, with one half of its examples each,
+which gives more pairs, some of them of one task. Per length of a sketch and wire format: its bytes, the largest and
+the mean error of a cosine over all pairs and seeds, and Spearman's rank correlation of the cosines with those of whole
+gradients, the lowest over seeds.
 """
 
 from __future__ import annotations
