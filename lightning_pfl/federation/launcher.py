@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, final
 import lightning as L
 from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_pfl.federation._compat import Launcher, adopt, attach_datamodule, become_server, callbacks_of
 from lightning_pfl.federation.checks import (

@@ -13,7 +13,7 @@ from typing import final
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_pfl.federation.forecast import duration
 from lightning_pfl.federation.pools import ClientPool
