@@ -61,7 +61,7 @@ def _mix_alike(flats: Sequence[FlatTensors], rows: Tensor) -> list[FlatTensors]:
     totals = rows.sum(dim=1, dtype=torch.float64)
     weights = _scaled(rows, totals)
     mixed = [torch.empty_like(flat.vector) for flat in flats]
-    width = min(max(1, _AT_ONCE // count), numel)
+    width = max(1, min(_AT_ONCE // count, numel))
     gathered, product = torch.empty(count * width), torch.empty(count * width)  # kept, as new memory costs time
     for start in range(0, numel, width):
         size = min(width, numel - start)

@@ -57,6 +57,13 @@ def test_columns_are_taken_in_chunks_of_any_width(monkeypatch, at_once):
     assert torch.equal(mixed[2].vector, flats[2].vector)
 
 
+def test_clients_that_share_nothing_of_a_kind_get_nothing():
+    """No layer is private to an architecture, say."""
+    mixed = mix([FlatTensors.pack({}), FlatTensors.pack({})], torch.ones(2, 2))
+
+    assert [flat.vector.numel() for flat in mixed] == [0, 0]
+
+
 @pytest.mark.parametrize("kept", [3, 60], ids=["few", "many"])
 def test_rows_of_mostly_zeros_give_the_same(kept):
     flats, rows = many(300), torch.zeros(300, 300)
