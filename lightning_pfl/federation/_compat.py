@@ -223,11 +223,11 @@ def updated_metrics(trainer: L.Trainer, before: Mapping[str, Any]) -> dict[str, 
 
 
 def resume_from_memory(trainer: L.Trainer, path: str) -> None:
-    """Let ``fit(ckpt_path=path)`` take what the strategy has, without what Lightning does for files of earlier releases.
+    """Let ``fit(ckpt_path=path)`` take what the strategy has, without Lightning's patches for earlier releases.
 
     `_CheckpointConnector.resume_start` brings removed modules and classes back for as long as it reads, and tries
-    all migrations; a checkpoint that this very release has made needs neither. Other paths are read as ever, and so is a
-    checkpoint of another release.
+    all migrations; a checkpoint that this very release has made needs neither. Other paths are read as ever, and so is
+    a checkpoint of another release.
     """
     connector = cast(Any, trainer)._checkpoint_connector
     connector.resume_start = partial(_resume_start, trainer, path)

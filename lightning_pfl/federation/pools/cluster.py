@@ -84,7 +84,7 @@ def connect(arguments: Mapping[str, Any]) -> None:
 def _last_cluster_is_dead(temp_dir: str | None) -> bool:
     """Whether ``ray.init`` would wait, for minutes and in vain, for a cluster that was killed.
 
-    Ray keeps the address of the last cluster of this machine in a file, takes it out when the cluster ends in peace, and
+    Ray keeps the address of the machine's last cluster in a file, takes it out when the cluster ends in peace, and
     believes it otherwise. Nobody who listens there is enough to know better.
     """
     from ray._private.utils import read_ray_address  # there is no public way to ask
