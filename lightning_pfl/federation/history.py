@@ -88,15 +88,15 @@ def _evenness(weights: Tensor) -> float | None:
     own = weights.diagonal().double()
     rows = (weights[:1] if weights.stride(0) == 0 else weights).double()
     total = rows.sum(1) - own
-    entropy = (
-        _information(rows).sum(1) - _information(own)
-    ) / total + total.log()  # of the others' shares of the total
+    others = _information(rows).sum(1) - _information(own)
+    entropy = others / total + total.log()  # of the others' shares of the total
     known = entropy[total > 1e-12]
     return float(known.mean().clamp(0.0, math.log(len(own) - 1))) / math.log(len(own) - 1) if known.numel() else None
 
 
 def _information(weights: Tensor) -> Tensor:
-    return -torch.special.xlogy(weights, weights)
+    information: Tensor = -torch.special.xlogy(weights, weights)
+    return information
 
 
 @final
