@@ -1,6 +1,7 @@
 """A comparison as its file says it."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -102,3 +103,15 @@ def test_every_method_has_the_same_budget(path):
     found = settings_of("Ditto", wide, {"lr_pq": [0.01, 0.02]}, budget=3)
     assert len(found) == 3
     assert found == settings_of("Ditto", wide, {"lr_pq": [0.01, 0.02]}, budget=3)
+
+
+@pytest.mark.parametrize("path", sorted(Path("benchmarks/results").glob("*.yaml")), ids=lambda path: path.stem)
+def test_comparisons_of_the_repository_can_be_read_and_their_methods_be_made(path):
+    given = {"adapters": CoLoRA, "outputs": len, "batches": len, "logits": len, "tasks": {}, "relations": {}}
+    comparison = read_comparison(path)
+    roles = [comparison.method(name).role for name in comparison.methods]
+    assert roles.count("local") == roles.count("control") == roles.count("ours") == 1
+    for name in comparison.methods:
+        assert make_method(comparison.method(name), given).passes >= 1
+        for settings in settings_of(name, comparison.methods[name], comparison.tune, comparison.tune_budget):
+            make_method(comparison.methods[name].with_settings(settings), given)
