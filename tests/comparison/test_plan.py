@@ -12,6 +12,7 @@ from lightning_pfl.comparison.plan import MethodPlan, read_comparison, read_prot
 from lightning_pfl.comparison.tuning import settings_of, trials_of, write_chosen
 from lightning_pfl.methods import ditto, ours
 
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 TEXT = """
 title: Test
 protocol: mini
@@ -105,7 +106,7 @@ def test_every_method_has_the_same_budget(path):
     assert found == settings_of("Ditto", wide, {"lr_pq": [0.01, 0.02]}, budget=3)
 
 
-@pytest.mark.parametrize("path", sorted(Path("benchmarks/results").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_comparisons_of_the_repository_can_be_read_and_their_methods_be_made(path):
     given = {"adapters": CoLoRA, "outputs": len, "batches": len, "logits": len, "tasks": {}, "relations": {}}
     comparison = read_comparison(path)
