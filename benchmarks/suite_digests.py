@@ -1,23 +1,24 @@
 """Write down what every task's records and pixels must be, for `lightning-pfl benchmark verify` to check against.
 
-    python benchmarks/suite_digests.py FOLDER --write lightning_pfl/benchmark/suite/digests.txt [TASK ...]
+    python benchmarks/suite_digests.py FOLDER [TASK ...] [--write lightning_pfl/benchmark/suite/digests.txt]
 
-FOLDER holds, or gets, the whole suite at the standard size (`standard/`) and the small one (`smoke/`), both at the
-standard resolution. Run it under constraints.txt, and only when the suite's name changes: other digests are another
-suite. Without --write, tasks that differ from the list are named.
+FOLDER holds, or gets, the suite at the standard size and resolution. Run it under constraints.txt, and write only when
+the suite's name changes: other digests are another suite. Without --write, tasks that differ from the list are named.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
-from lightning_pfl.benchmark.suite.build import build, views_of
+from lightning_pfl.benchmark.records import SPLITS, records_path
+from lightning_pfl.benchmark.suite.build import build
 from lightning_pfl.benchmark.suite.catalogue import find_tasks
 from lightning_pfl.benchmark.suite.digests import (
-    NAMED_SIZES,
     PIXELS,
+    TaskDigests,
     expected_digests,
     pixels_of,
     record_digests,
@@ -25,8 +26,14 @@ from lightning_pfl.benchmark.suite.digests import (
     written_digests,
 )
 from lightning_pfl.benchmark.suite.library import load_library
-from lightning_pfl.benchmark.suite.recipes import build_task
-from lightning_pfl.benchmark.suite.rendering import picture_path
+from lightning_pfl.benchmark.suite.recipes import STANDARD
+
+
+def digests(root: Path, name: str) -> TaskDigests:
+    """Of what lies in a folder."""
+    records = [json.loads(records_path(root, name, 0, split).read_text(encoding="utf8")) for split in SPLITS]
+    files = dict.fromkeys(image for split in records for record in split for image in record["image"])
+    return task_digests(record_digests(root, name), (pixels_of(root / file) for file in files))
 
 
 def main() -> None:
@@ -35,20 +42,18 @@ def main() -> None:
     parser.add_argument("tasks", nargs="*")
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
-    specs, library, found = find_tasks(options.tasks), load_library(), {}
     if options.write and options.tasks:
         parser.error("--write needs all tasks")
-    for name, sizes in NAMED_SIZES.items():
-        root = options.folder / name
-        build(specs, library, root, sizes=sizes, pixels=PIXELS)
-        for spec in specs:
-            views = views_of(build_task(spec, library, sizes))
-            contents = (pixels_of(picture_path(root / spec.name / "images", view, PIXELS)) for view in views)
-            found[name, spec.name] = task_digests(record_digests(root, spec.name), contents)
+    specs = find_tasks(options.tasks)
+    build(specs, load_library(), options.folder, sizes=STANDARD, pixels=PIXELS)
+    found = {}
+    for spec in specs:
+        found[spec.name] = digests(options.folder, spec.name)
+        print(spec.name, found[spec.name].pictures, flush=True)
     if options.write:
         options.write.write_text(written_digests(found), encoding="utf8")
         return
-    other = [key for key, digests in found.items() if digests != expected_digests(key[1], NAMED_SIZES[key[0]], PIXELS)]
+    other = [name for name, one in found.items() if one != expected_digests(name, STANDARD, PIXELS)]
     print(f"{len(found)} compared, {len(other)} differ: {other}")
     sys.exit(bool(other))
 

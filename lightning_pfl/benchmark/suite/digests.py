@@ -17,14 +17,13 @@ from typing import final
 from PIL import Image
 
 from lightning_pfl.benchmark.records import SPLITS, records_path
-from lightning_pfl.benchmark.suite.recipes import SMOKE, STANDARD, SUITE, Sizes
+from lightning_pfl.benchmark.suite.recipes import STANDARD, SUITE, Sizes
 
 PIXELS = 128
-"""Side of the pictures for which digests are kept."""
-NAMED_SIZES: Mapping[str, Sizes] = {"standard": STANDARD, "smoke": SMOKE}
-"""Sizes for which digests are kept."""
+"""Side of the pictures for which digests are kept; sizes are `STANDARD`."""
 
 _HEX = 16
+_NONE = "-"
 
 
 @final
@@ -34,23 +33,23 @@ class TaskDigests:
 
     Attributes:
         records: of each split's JSON file.
-        pictures: of the pixels of all its pictures, in the order in which `build.views_of` lists them.
+        pictures: of the pixels of all its picture files, in the order in which its records first name them; None
+            where that was not measured.
     """
 
     records: Mapping[str, str]
-    pictures: str
+    pictures: str | None
 
 
 def expected_digests(task: str, sizes: Sizes, pixels: int) -> TaskDigests | None:
-    """What a task's files must have; None for sizes or a resolution that no digests are kept for.
+    """What a task's files must have; None for sizes or a resolution other than the standard ones.
 
     Args:
         task: its whole name.
         sizes: examples per split.
         pixels: side of the pictures.
     """
-    name = next((name for name, kept in NAMED_SIZES.items() if kept == sizes), None)
-    return None if name is None or pixels != PIXELS else _kept().get((name, task))
+    return _kept().get(task) if sizes == STANDARD and pixels == PIXELS else None
 
 
 def record_digests(root: Path, name: str) -> dict[str, str]:
@@ -87,24 +86,22 @@ def pixels_of(path: Path) -> bytes:
         raise ValueError(str(error)) from error
 
 
-def written_digests(found: Mapping[tuple[str, str], TaskDigests]) -> str:
-    """The list as text: one line per size and task, under the suite's name."""
+def written_digests(found: Mapping[str, TaskDigests]) -> str:
+    """The list as text: one line per task, under the suite's name."""
     lines = [
-        " ".join([size, task, *(digests.records[split] for split in SPLITS), digests.pictures])
-        for (size, task), digests in found.items()
+        " ".join([task, *(digests.records[split] for split in SPLITS), digests.pictures or _NONE])
+        for task, digests in found.items()
     ]
-    head = [
-        f"# {SUITE} at {PIXELS} pixels: sizes, task, {', '.join(SPLITS)} records, pictures (first 16 hex of the sha256)"
-    ]
-    return "\n".join(head + lines) + "\n"
+    head = f"# {SUITE} at {PIXELS} pixels: task, {', '.join(SPLITS)} records, pictures (first 16 hex of the sha256)"
+    return "\n".join([head, *lines]) + "\n"
 
 
 @functools.cache
-def _kept() -> Mapping[tuple[str, str], TaskDigests]:
+def _kept() -> Mapping[str, TaskDigests]:
     text = (resources.files("lightning_pfl.benchmark.suite") / "digests.txt").read_text(encoding="utf8")
     kept = {}
     for line in text.splitlines():
         if not line.startswith("#"):
-            size, task, *records, pictures = line.split()
-            kept[size, task] = TaskDigests(dict(zip(SPLITS, records, strict=True)), pictures)
+            task, *records, pictures = line.split()
+            kept[task] = TaskDigests(dict(zip(SPLITS, records, strict=True)), None if pictures == _NONE else pictures)
     return kept

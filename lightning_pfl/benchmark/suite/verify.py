@@ -148,7 +148,7 @@ def _files(task: Task, root: Path, built: Mapping[str, str], sizes: Sizes, pixel
         mine, theirs = here.records[split], everywhere.records[split]
         if mine != theirs:
             yield f"the {split} records have sha256 {mine}, but everywhere else {theirs}"
-    if not missing and not wrong and here.pictures != everywhere.pictures:
+    if not missing and not wrong and everywhere.pictures not in (None, here.pictures):
         yield (
             f"the pictures have sha256 {here.pictures}, but {everywhere.pictures} with the versions of "
             "constraints.txt; are pillow, numpy and resvg_py other ones here?"
@@ -156,10 +156,12 @@ def _files(task: Task, root: Path, built: Mapping[str, str], sizes: Sizes, pixel
 
 
 def _contents(views: Sequence[View], folder: Path, pixels: int, wrong: list[str]) -> Iterator[bytes]:
-    """Pixels of every picture that is there, in order; what is wrong with one goes to the list."""
-    step = max(1, len(views) // _SAMPLED)
-    for index, view in enumerate(views):
-        path = picture_path(folder, view, pixels)
+    """Pixels of every picture file that is there, in order; what is wrong with one goes to the list."""
+    files: dict[Path, View] = {}
+    for view in views:
+        files.setdefault(picture_path(folder, view, pixels), view)
+    step = max(1, len(files) // _SAMPLED)
+    for index, (path, view) in enumerate(files.items()):
         try:
             content = pixels_of(path)
         except FileNotFoundError:

@@ -18,14 +18,30 @@ from lightning_pfl.benchmark.suite.digests import (
     task_digests,
     written_digests,
 )
-from lightning_pfl.benchmark.suite.recipes import SMOKE, STANDARD, Sizes, build_task
+from lightning_pfl.benchmark.suite.recipes import SMOKE, STANDARD, SUITE, Sizes, build_task
 from lightning_pfl.benchmark.suite.rendering import picture_path
 
 
+def test_every_task_has_digests_and_no_two_are_alike():
+    found = [expected_digests(spec.name, STANDARD, 128) for spec in find_tasks([])]
+
+    assert None not in found
+    records = [digest for digests in found for digest in digests.records.values()]
+    assert len(set(records)) == len(records) == 138
+    pictures = [digests.pictures for digests in found if digests.pictures is not None]
+    assert len(set(pictures)) == len(pictures)
+
+
 def test_other_sizes_and_resolutions_have_none():
-    assert expected_digests("A2-edit-made", Sizes(4, 4, 4), 128) is None
-    assert expected_digests("A2-edit-made", SMOKE, 64) is None
-    assert expected_digests("Z9-none", SMOKE, 128) is None
+    assert expected_digests("A2-edit-made", SMOKE, 128) is None
+    assert expected_digests("A2-edit-made", STANDARD, 64) is None
+    assert expected_digests("Z9-none", STANDARD, 128) is None
+
+
+def test_the_list_belongs_to_this_suite():
+    text = (kept.resources.files("lightning_pfl.benchmark.suite") / "digests.txt").read_text()
+
+    assert text.startswith(f"# {SUITE} at 128 pixels")
 
 
 def test_digests_are_of_decoded_pixels_and_of_their_order(tmp_path):
@@ -53,12 +69,14 @@ def test_what_cannot_be_read_is_an_error(tmp_path):
 
 def test_the_written_list_is_read_back(monkeypatch, tmp_path):
     digests = TaskDigests({"train": "a" * 16, "val": "b" * 16, "test": "c" * 16}, "d" * 16)
-    (tmp_path / "digests.txt").write_text(written_digests({("smoke", "A1-wear-count"): digests}))
+    unseen = TaskDigests(digests.records, None)
+    (tmp_path / "digests.txt").write_text(written_digests({"A1-wear-count": digests, "A9-motion": unseen}))
     monkeypatch.setattr(kept.resources, "files", lambda package: tmp_path)
     kept._kept.cache_clear()
     try:
-        assert expected_digests("A1-wear-count", SMOKE, 128) == digests
-        assert expected_digests("A1-wear-count", STANDARD, 128) is None
+        assert expected_digests("A1-wear-count", STANDARD, 128) == digests
+        assert expected_digests("A9-motion", STANDARD, 128) == unseen
+        assert expected_digests("A2-edit-made", STANDARD, 128) is None
     finally:
         kept._kept.cache_clear()
 
