@@ -23,7 +23,7 @@ def ends_in_one_layer(body: nn.Module) -> bool:
     Args:
         body: a language model without its head.
     """
-    layers = getattr(body, "layers", ())
+    layers: Any = getattr(body, "layers", ())
     if len(layers) != 1 or not hasattr(layers[0], "self_attn"):
         return False
     return not any(

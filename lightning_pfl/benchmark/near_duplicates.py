@@ -74,7 +74,8 @@ def reduced(image: Image.Image) -> Image.Image:
 
 def _colours(images: Sequence[Image.Image]) -> NDArray[np.float32]:
     """Colours on the scale 0 to 1 [n, 1728]."""
-    colours: NDArray[np.float32] = np.stack([np.asarray(image, dtype=np.float32).ravel() for image in images]) / 255
+    levels = np.stack([np.asarray(image, dtype=np.float32).ravel() for image in images])
+    colours: NDArray[np.float32] = np.divide(levels, 255, dtype=np.float32)
     return colours
 
 

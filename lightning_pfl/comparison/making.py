@@ -31,7 +31,7 @@ def make_method(plan: MethodPlan, given: Mapping[str, Any]) -> Method:
     """
     from jsonargparse import ArgumentError, ArgumentParser  # an extra, and slow to import
 
-    taken = {}
+    taken: dict[str, Any] = {}
     for name, parameter in inspect.signature(plan.make).parameters.items():
         for called in (str(parameter.annotation), name):
             if called in given:

@@ -89,7 +89,7 @@ class Reader:
     def probe_model(self) -> Any:
         """A copy of the language model, cut to its last layer."""
         model = copy.deepcopy(self.module.language_model)
-        keep_last_layers(model, 1)  # type: ignore[arg-type]  # a PreTrainedModel, typed as its base
+        keep_last_layers(model, 1)
         return model
 
     def cut(self) -> VisionLanguageModule:
@@ -100,6 +100,6 @@ class Reader:
         """The module to train: cut, and with no more than the answers where states are kept."""
         module = self.cut()
         if self._kept is not None:
-            self._kept.shrink(module.language_model)  # type: ignore[arg-type]  # as above
+            self._kept.shrink(module.language_model)
             module.only_last_position = self._kept_layers == 1
         return module
