@@ -260,8 +260,8 @@ def quiet() -> Iterator[None]:
 
     Through a filter that stays: changing a level empties the caches of all loggers, each time.
     """
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logger = logging.getLogger(name)
+    for package in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):  # whichever was imported last speaks
+        logger = logging.getLogger(f"{package}.utilities.rank_zero")
         if _QUIET not in logger.filters:
             logger.addFilter(_QUIET)
     _QUIET.turns += 1

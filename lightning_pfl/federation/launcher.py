@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, final
 import lightning as L
 from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_pfl.federation._compat import Launcher, adopt, attach_datamodule, become_server, callbacks_of
@@ -170,7 +169,7 @@ class FederatedLauncher(Launcher):
             if trainer.state.fn is TrainerFn.FITTING:
                 count = wanted(len(clients), strategy.fraction)
                 plan = forecast(clients, room, num_clients=count, seconds=strategy.seconds)
-                rank_zero_info(f"Federation: {plan}.")
+                logging.getLogger("lightning.pytorch").info(f"Federation: {plan}.")
             if not strategy.dry_run:
                 pool.start(clients, rounds.plan.snapshots)
             yield

@@ -6,6 +6,7 @@ what happens inside a round is written beside them: clients, actors, bytes, and 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import final
@@ -13,12 +14,13 @@ from typing import final
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_pfl.federation.forecast import duration
 from lightning_pfl.federation.pools import ClientPool
 
 __all__ = ["Progress", "amount"]
+
+_TOLD = logging.getLogger("lightning.pytorch")  # Lightning shows its lines, which a package of ours could not
 
 _BARS = {
     RunningStage.TRAINING: "train_progress_bar",
@@ -100,7 +102,7 @@ class Progress:
         left = self.seconds_left(0, 1)
         if len(self._past) == 1 and left is not None:
             took, more = duration(self._past[0]), (self._trainer.max_epochs or 0) - self._epoch
-            rank_zero_info(f"The first round took {took}; {more} more will take about {duration(left)}.")
+            _TOLD.info(f"The first round took {took}; {more} more will take about {duration(left)}.")
 
 
 def amount(nbytes: int) -> str:
