@@ -16,6 +16,17 @@ from tests.federation.runs import strategy_of, trainer_of
 from tests.federation.tiny import ClientsOwnData, Tiny
 
 
+@pytest.fixture(autouse=True)
+def told(caplog, monkeypatch):
+    """Other tests of the process may have quietened Lightning, or imported its other package, which then speaks."""
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        for part in (name, f"{name}.utilities", f"{name}.utilities.rank_zero"):
+            logger = logging.getLogger(part)
+            monkeypatch.setattr(logger, "propagate", True)
+            monkeypatch.setattr(logger, "disabled", False)
+            caplog.set_level(logging.INFO, logger=part)
+
+
 def shown(text):
     """Which stage's bar showed which counts, in order, each once."""
     found = re.findall(r"(Epoch \d|Validation|Testing|Predicting)[^\r\n]*?clients (\d/\d)", text)
