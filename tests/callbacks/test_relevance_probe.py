@@ -17,7 +17,11 @@ from lightning_pfl.callbacks.relevance_probe import RelevanceProbe
 from lightning_pfl.functional.mechanisms import ClientNoise, ExampleNoise, SketchBound
 from lightning_pfl.relevance.base import ExampleProbe, Probe
 
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+@pytest.fixture(autouse=True)
+def quiet(caplog):
+    """For these tests alone: a level that a module sets stays for all others of the process."""
+    caplog.set_level(logging.ERROR, logger="lightning.pytorch")
 
 
 class Recorder(Probe):

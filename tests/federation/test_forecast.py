@@ -21,7 +21,6 @@ def told(caplog, monkeypatch):
         for part in (name, f"{name}.utilities", f"{name}.utilities.rank_zero"):
             logger = logging.getLogger(part)
             monkeypatch.setattr(logger, "propagate", True)
-            monkeypatch.setattr(logger, "disabled", False)
             caplog.set_level(logging.INFO, logger=part)
 
 
