@@ -10,6 +10,7 @@ runs ended as the first one.
 """
 
 import argparse
+import ctypes
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ import sys
 import time
 import traceback
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import lightning as L
@@ -33,7 +34,8 @@ from tests.federation.tiny import Blocks, ClientsOwnData
 ROUNDS = 3
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir")
 MARK = "FEDERATED_TEST"  # in the environment of all processes of a Ray that a driver started
-PATIENCE = 30.0  # seconds for the processes of a dead driver to end
+PATIENCE = 120.0  # seconds for the processes of a dead driver to end
+RAYS_PATIENCE = ("RAY_gcs_rpc_server_reconnect_timeout_s", "5")  # of its agents with a dead cluster; 60 otherwise
 
 
 class Deadly(Blocks):
@@ -158,7 +160,7 @@ def killed_and_resumed(folder, instant, pool):
     mark = uuid.uuid4().hex
 
     def first():
-        os.environ[MARK] = mark
+        os.environ |= dict([(MARK, mark), RAYS_PATIENCE])
         if instant == "turn":
             (folder / "victim").touch()
         elif instant < 0:
@@ -191,8 +193,27 @@ def orphans(actors, mark):
     """Processes of a dead driver that do not end by themselves."""
     deadline = time.monotonic() + PATIENCE
     while (found := sorted({pid for pid in actors if alive(pid)} | marked(mark))) and time.monotonic() < deadline:
+        bury()
         time.sleep(0.1)
     return found
+
+
+def become_init():
+    """Be the parent of the processes that a dead driver leaves, as Ray's live on until their raylet is buried.
+
+    They ask whether a process of its number exists, and a dead one does for as long as nobody waits for it. The first
+    process of a machine waits for all, that of a container may not.
+    """
+    if sys.platform == "linux":
+        PR_SET_CHILD_SUBREAPER = 36
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def bury():
+    """Wait for the dead among our children."""
+    with suppress(ChildProcessError):  # as there is none
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def alive(pid):
@@ -255,6 +276,7 @@ def main():
     parser.add_argument("--places", choices=["local", "cluster", "ray"], default="local")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    become_init()
 
     def runs(pool):
         done = []
