@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,12 +56,15 @@ def run(
             console.print(f"results are in {folder}; lightning-pfl benchmark report {folder}")
 
 
-def tune(config: Path, *, output: Path | None = None, accelerator: str = "cpu") -> None:
+def tune(
+    config: Path, *, output: Path | None = None, methods: Sequence[str] | None = None, accelerator: str = "cpu"
+) -> None:
     """Choose every method's hyper-parameters with the same budget on the validation side, for the runs to read.
 
     Args:
         config: YAML file of the comparison, which names in ``tuned`` the file that is written.
         output: folder for the runs that choices are made by; by default beside the results.
+        methods: only these, by their names in the file; what was chosen for others stays.
         accelerator: of clients: cpu, gpu or auto.
     """
     from lightning_pfl.comparison.plan import tuned_path
@@ -72,6 +76,11 @@ def tune(config: Path, *, output: Path | None = None, accelerator: str = "cpu") 
         path = tuned_path(config)
         comparison, folder = _read(config, output)
         folder = folder if output else folder / "tuning"
+        for name in methods or ():
+            comparison.method(name)
+        comparison = replace(
+            comparison, methods={name: comparison.methods[name] for name in methods or comparison.methods}
+        )
 
         def bench(of_trials: Comparison) -> Bench:
             return _Once(of_trials, folder, console, accelerator)()
@@ -183,7 +192,7 @@ COMMANDS: Mapping[Any, Sequence[tuple[str, Mapping[str, Any]]]] = {
         _ACCELERATOR,
         ("--estimate", {"action": "store_true", "help": "only say what it would cost"}),
     ),
-    tune: (_CONFIG, _OUTPUT, _ACCELERATOR),
+    tune: (_CONFIG, _OUTPUT, _METHODS, _ACCELERATOR),
     report: (_PLACE, ("--output", {"type": Path, "default": None, "help": "folder to write to"})),
     collect: (_PLACE, ("output", {"type": Path, "help": "file to write"})),
 }

@@ -90,9 +90,12 @@ def tune(
     Returns:
         The best settings by method; of equals the first that was tried.
     """
-    trials = trials_of(comparison)
+    trials, protocol = trials_of(comparison), comparison.protocol
+    end = (protocol.num_rounds,)  # nothing else decides
+    num_others = protocol.num_others if comparison.tune_others else 0
     of_trials = replace(
         comparison,
+        protocol=replace(protocol, self_at=end, others_at=end, num_others=num_others),
         methods={
             one.name: replace(comparison.methods[one.method].with_settings(one.settings), seeds=None) for one in trials
         },
@@ -108,15 +111,17 @@ def tune(
             console.print(f"{one.name} is not finished; call tune again")
             continue
         own, others = last_scores(Record.read(path.read_text("utf8")))
-        value = own + comparison.tune_others * others
-        console.print(f"{one.name}: Self {100 * own:.1f}, Others {100 * others:.1f}")
+        value = own + comparison.tune_others * others if comparison.tune_others else own
+        console.print(f"{one.name}: Self {100 * own:.1f} %")
         if one.method not in best or value > best[one.method][0]:
             best[one.method] = value, dict(one.settings)
     return {name: settings for name, (_, settings) in best.items() if settings}
 
 
 def write_chosen(chosen: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Write settings by method as YAML, in one step."""
+    """Write settings by method as YAML, in one step; those that the file has of other methods stay."""
+    known = yaml.safe_load(path.read_text("utf8")) or {} if path.exists() else {}
+    chosen = {**known, **chosen}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     head = "# Chosen by `lightning-pfl benchmark tune`, on the validation side.\n"

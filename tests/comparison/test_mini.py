@@ -188,3 +188,6 @@ def test_choices_are_made_on_the_validation_side(bench_of, folder):
     assert sides == ["val"]
     record = Record.read(record_path(folder / "tuning", "local (lr_pq 0.04)", TUNING_SEED).read_text())
     assert record.about["side"] == "val"
+    assert {(table.round, sum(map(sum, table.total))) for table in record.tables} == {
+        (2, 4 * 2 * 16)
+    }  # own tasks, once

@@ -59,6 +59,7 @@ def test_arguments_become_objects(path):
 def test_tuned_settings_are_read_where_there_are_some(path):
     assert read_comparison(path).method("ours").lr_pq is None
     write_chosen({"ours": {"lr_pq": 0.02}, "gone": {"lr": 1}}, path.parent / "tuned.yaml")
+    write_chosen({"local": {"lr_pq": 0.01}}, path.parent / "tuned.yaml")  # by another call, for another method
     plan = read_comparison(path).method("ours")
     assert plan.lr_pq == 0.02
     assert "weights" in plan.arguments
