@@ -1,6 +1,6 @@
 """What a few lying clients cost the honest ones, by attack and by rule.
 
-    python -m benchmarks.attacks            # the table of docs/reliability.md, two minutes
+    python -m benchmarks.attacks            # the tables of docs/reliability.md, five minutes
     python -m benchmarks.attacks --seeds 1
 
 Twenty clients with two model widths and five families of tasks learn to classify; four of them attack. A client's model
@@ -290,6 +290,7 @@ FOR_ALL: dict[str, Callable[[int], Aggregator]] = {
 TABLES = {
     "Five families of tasks, a mixture beside each client's own adapter": (Protocol(), PERSONAL),
     "Nearly one task, one model for all": (Protocol(shared=0.9, private=0.3), FOR_ALL),
+    "Nearly one task, one model for all, one architecture": (Protocol(shared=0.9, private=0.3, widths=(24,)), FOR_ALL),
 }
 
 
