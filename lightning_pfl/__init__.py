@@ -73,6 +73,7 @@ from lightning_pfl.callbacks.public_distillation import PublicDistillation
 from lightning_pfl.callbacks.public_set import PublicExchange
 from lightning_pfl.callbacks.rank_limit import RankLimit
 from lightning_pfl.callbacks.relevance_probe import RelevanceProbe
+from lightning_pfl.callbacks.routing_keys import RoutingKeys
 from lightning_pfl.callbacks.selective_transfer import SelectiveTransfer
 from lightning_pfl.callbacks.two_adapters import OneAfterOther, SideBySide, Together, TwoAdapters
 from lightning_pfl.data import (
@@ -110,6 +111,7 @@ from lightning_pfl.federation import (
     ClientStore,
     Decision,
     DropLate,
+    Experts,
     FederatedStrategy,
     LateResults,
     LocalPool,
@@ -159,6 +161,7 @@ from lightning_pfl.relevance import (
     GradientProbe,
     Probe,
     Projection,
+    Reader,
 )
 from lightning_pfl.types import Aggregation, ClientUpdate
 
@@ -203,6 +206,7 @@ __all__ = [
     "Ensemble",
     "ExampleNoise",
     "ExampleProbe",
+    "Experts",
     "FactorMean",
     "Fading",
     "FedAvg",
@@ -250,6 +254,7 @@ __all__ = [
     "PublicExchange",
     "RankLimit",
     "RayPool",
+    "Reader",
     "RefuseBias",
     "RejectedUpdateError",
     "RelevanceAggregator",
@@ -259,6 +264,7 @@ __all__ = [
     "RobustAggregator",
     "RobustRule",
     "RoundRules",
+    "RoutingKeys",
     "SampleCount",
     "ScoreRow",
     "SelectiveTransfer",

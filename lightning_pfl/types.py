@@ -215,15 +215,17 @@ class UpdateLetter:
     Attributes:
         shared: its tensors.
         sketch: of its task; None: none.
+        keys: of its questions; None: none.
     """
 
     shared: Letter
     sketch: bytes | None = None
+    keys: bytes | None = None
 
     @property
     def nbytes(self) -> int:
         """All that travels."""
-        return self.shared.nbytes + len(self.sketch or b"")
+        return self.shared.nbytes + len(self.sketch or b"") + len(self.keys or b"")
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,6 +269,8 @@ class ClientUpdate:
         architecture: equal for clients whose `SharedTensors.same_architecture` may be mixed.
         shared: the client's trained tensors L.
         sketch: what its task looks like, float32 of shape ``[k]``; None when no probe runs.
+        keys: what the questions look like that it has trained on, float32 of shape ``[m, 1 + 2 k]``
+            (`functional.routing.Keys`); None when nothing gathers them.
         metrics: the client's own metrics of the round, by the user's names.
         staleness: so many rounds after `round` it is mixed; the server's own knowledge, whatever a client says.
     """
@@ -277,13 +281,15 @@ class ClientUpdate:
     architecture: str
     shared: SharedTensors
     sketch: Tensor | None = None
+    keys: Tensor | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     staleness: int = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes that travel to the server."""
-        return self.shared.nbytes + (0 if self.sketch is None else self.sketch.numel() * self.sketch.element_size())
+        beside = [tensor for tensor in (self.sketch, self.keys) if tensor is not None]
+        return self.shared.nbytes + sum(tensor.numel() * tensor.element_size() for tensor in beside)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,9 +15,18 @@ import torch
 from torch import Tensor
 
 from lightning_pfl.aggregation.mixable import some
+from lightning_pfl.functional.routing import Keys
 from lightning_pfl.types import ClientUpdate, FlatTensors, Layout, SharedTensors
 
-__all__ = ["Expectation", "fault_in", "known_shapes", "sizes_of", "unexpected_in", "usual_sketch_size"]
+__all__ = [
+    "Expectation",
+    "fault_in",
+    "known_shapes",
+    "sizes_of",
+    "unexpected_in",
+    "usual_keys_width",
+    "usual_sketch_size",
+]
 
 _PARTS = ("common", "same_architecture")
 
@@ -34,6 +43,7 @@ class Expectation:
         start: values from which the client set out; how far it went from there is judged. None: from zero, where P and
             Q begin.
         sketch_size: numbers in a sketch.
+        keys_width: numbers in a row of keys.
         counted: whether `num_examples` is the server's own knowledge and no claim of the client.
     """
 
@@ -42,6 +52,7 @@ class Expectation:
     layouts: tuple[Layout, Layout] | None = None
     start: SharedTensors | None = None
     sketch_size: int | None = None
+    keys_width: int | None = None
     counted: bool = False
 
 
@@ -62,11 +73,17 @@ def fault_in(update: ClientUpdate) -> str | None:
         return f"its sketch must be a float32 vector, but is {sketch.dtype} of shape {tuple(sketch.shape)}"
     if sketch is not None and not bool(torch.isfinite(sketch).all()):
         return "its sketch must be finite, but holds NaN or infinity"
+    if update.keys is not None and (fault := Keys.fault_in(update.keys)) is not None:
+        return f"its keys {fault}"
     return None
 
 
 def unexpected_in(
-    update: ClientUpdate, expected: Expectation, shapes: Mapping[str, tuple[int, ...]], sketch_size: int | None
+    update: ClientUpdate,
+    expected: Expectation,
+    shapes: Mapping[str, tuple[int, ...]],
+    sketch_size: int | None,
+    keys_width: int | None = None,
 ) -> str | None:
     """What differs from what was asked for; None when nothing does."""
     if expected.round is not None and update.round != expected.round:
@@ -86,6 +103,11 @@ def unexpected_in(
     if update.sketch is not None and sketch_size is not None and update.sketch.numel() != sketch_size:
         return (
             f"its sketch must have {sketch_size} numbers, but has {update.sketch.numel()}. Give all clients one probe"
+        )
+    if update.keys is not None and keys_width is not None and update.keys.shape[1] != keys_width:
+        return (
+            f"its keys must have {keys_width} numbers in a row, but have {update.keys.shape[1]}. Give all clients one "
+            "reader"
         )
     return None
 
@@ -116,9 +138,19 @@ def known_shapes(expectations: Collection[Expectation]) -> dict[str, tuple[int, 
 def usual_sketch_size(updates: Sequence[ClientUpdate], expectations: Collection[Expectation]) -> int | None:
     """What the server remembers, else what most clients send."""
     known = {item.sketch_size for item in expectations if item.sketch_size is not None}
+    return _usual(known, [item.sketch.numel() for item in updates if isinstance(item.sketch, Tensor)])
+
+
+def usual_keys_width(updates: Sequence[ClientUpdate], expectations: Collection[Expectation]) -> int | None:
+    """What the server remembers, else what most clients send."""
+    known = {item.keys_width for item in expectations if item.keys_width is not None}
+    return _usual(known, [item.keys.shape[-1] for item in updates if isinstance(item.keys, Tensor) and item.keys.ndim])
+
+
+def _usual(known: Collection[int], sent: Sequence[int]) -> int | None:
     if known:
         return max(known)
-    sizes = Counter(item.sketch.numel() for item in updates if isinstance(item.sketch, Tensor))
+    sizes = Counter(sent)
     return max(sizes, key=lambda size: (sizes[size], size)) if sizes else None
 
 

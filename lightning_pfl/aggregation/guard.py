@@ -18,6 +18,7 @@ from lightning_pfl.aggregation.faults import (
     known_shapes,
     sizes_of,
     unexpected_in,
+    usual_keys_width,
     usual_sketch_size,
 )
 from lightning_pfl.aggregation.mixable import check_mixable
@@ -146,9 +147,10 @@ class UpdateGuard:
         known, before = dict(expected or {}), dict(measures or {})
         rejected: dict[str, str] = {}
         shapes, sketch_size = known_shapes(known.values()), usual_sketch_size(updates, known.values())
+        keys_width = usual_keys_width(updates, known.values())
         for update in updates:
             expectation = known.get(update.client_id, Expectation())
-            fault = fault_in(update) or unexpected_in(update, expectation, shapes, sketch_size)
+            fault = fault_in(update) or unexpected_in(update, expectation, shapes, sketch_size, keys_width)
             if fault is not None:
                 rejected[update.client_id] = fault
         candidates = sorted((item for item in updates if item.client_id not in rejected), key=_client_id)

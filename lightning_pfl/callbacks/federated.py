@@ -1,4 +1,4 @@
-"""What a callback can do for a federation: exchange tensors, or tell what a client's task looks like.
+"""What a callback can do for a federation: exchange tensors, tell what a task looks like, or what questions do.
 
 Start at `Exchange`. The engine knows callbacks only through these interfaces; without the engine they are ordinary
 Lightning callbacks.
@@ -7,6 +7,7 @@ Lightning callbacks.
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import lightning as L
 from torch import Tensor
@@ -15,7 +16,7 @@ from typing_extensions import override
 from lightning_pfl.functional.mechanisms import SketchBound, SketchNoise
 from lightning_pfl.types import Personalized, SharedTensors
 
-__all__ = ["AdapterUser", "Exchange", "FederatedCallback", "SketchSource"]
+__all__ = ["AdapterUser", "Exchange", "FederatedCallback", "KeySource", "SketchSource"]
 
 
 class FederatedCallback(L.Callback):
@@ -95,3 +96,19 @@ class SketchSource(FederatedCallback):
     def take_bound(self) -> SketchBound | None:
         """What bounds the examples of the sketch that was taken last; None: nothing does."""
         return None
+
+
+class KeySource(FederatedCallback):
+    """A callback that gathers what a client's questions look like, so that others can tell which ones it knows."""
+
+    @abstractmethod
+    def take_keys(self) -> Tensor | None:
+        """The keys of all questions so far, ``[m, 1 + 2 k]`` (`Keys.rows`); None before the first."""
+
+    @abstractmethod
+    def read(self, batch: Any) -> Tensor:
+        """What a batch's questions look like, ``[n, k]``, in the coordinates of the keys; answers are not looked at.
+
+        Args:
+            batch: as a client meets it in training, or in the same form without answers.
+        """

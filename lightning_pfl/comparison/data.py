@@ -25,7 +25,9 @@ __all__ = [
     "answer_outputs",
     "collate_examples",
     "collate_for_client",
+    "collate_questions",
     "to_probe",
+    "to_reader",
 ]
 
 Examples = TaskDataset | StateDataset
@@ -71,13 +73,24 @@ def collate_for_client(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
     ``probe_states`` are padded on the left with zeros, and ``probe_mask`` says where.
     """
-    rows = [item["probe_states"].flip(0) for item in items]
-    lengths = torch.tensor([len(row) for row in rows])
     return {
         **collate_examples(items),
+        **_as_probed([item["probe_states"] for item in items]),
+        "probe_answer": torch.stack([item["probe_answer"] for item in items]),
+    }
+
+
+def collate_questions(examples: StateDataset) -> dict[str, Tensor]:
+    """All questions of a task as `to_reader` takes them, without their answers."""
+    return _as_probed([examples[index]["states"] for index in range(len(examples))])
+
+
+def _as_probed(states: Sequence[Tensor]) -> dict[str, Tensor]:
+    rows = [one.flip(0) for one in states]
+    lengths = torch.tensor([len(row) for row in rows])
+    return {
         "probe_states": nn.utils.rnn.pad_sequence(rows, batch_first=True).flip(1),
         "probe_mask": (torch.arange(int(lengths.max())).flip(0) < lengths[:, None]).long(),
-        "probe_answer": torch.stack([item["probe_answer"] for item in items]),
     }
 
 
@@ -95,6 +108,17 @@ def to_probe(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     labels[:, -1] = batch["probe_answer"]
     states = nn.functional.pad(batch["probe_states"], (0, 0, 0, 1))  # what stands there bears on nothing before it
     return {"inputs_embeds": states, "attention_mask": mask, "labels": labels}
+
+
+def to_reader(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What reads questions of a batch of `collate_for_client` or `collate_questions`: no answers.
+
+    Example:
+        >>> batch = {"probe_states": torch.zeros(1, 2, 4), "probe_mask": torch.tensor([[0, 1]])}
+        >>> sorted(to_reader(batch | {"probe_answer": torch.tensor([7])}))
+        ['attention_mask', 'inputs_embeds']
+    """
+    return {"inputs_embeds": batch["probe_states"], "attention_mask": batch["probe_mask"]}
 
 
 @final

@@ -17,10 +17,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_pfl.benchmark.vlm import VisionLanguageModule
-from lightning_pfl.comparison.data import Examples, collate_examples
+from lightning_pfl.comparison.data import Examples, collate_examples, collate_questions
 from lightning_pfl.comparison.plan import Protocol
 from lightning_pfl.comparison.preparation import Prepared
-from lightning_pfl.federation import FederatedStrategy
+from lightning_pfl.federation import Experts, FederatedStrategy
 
 __all__ = ["AGGREGATED", "TRAINED", "Evaluator", "Questions", "Table"]
 
@@ -61,17 +61,37 @@ class Questions:
     def __len__(self) -> int:
         return len(self._examples)
 
-    def right(self, module: VisionLanguageModule, count: int) -> int:
-        """How many of the first so many questions a model answers right."""
+    def right(
+        self, module: VisionLanguageModule, count: int, *, experts: Experts | None = None, owners: Sequence[str] = ()
+    ) -> int:
+        """How many of the first so many questions a model answers right.
+
+        Args:
+            module: the model.
+            count: of questions.
+            experts: answer in its place, with its own adapter or others'. None: it answers itself.
+            owners: whose adapter answers each question; read with `experts`.
+        """
         if count not in self._batches:
             items = [self._examples[index] for index in range(min(count, len(self)))]
             starts = range(0, len(items), self._batch_size)
             self._batches[count] = [collate_examples(items[at : at + self._batch_size]) for at in starts]
-        right = 0
+        right, at = 0, 0
         for batch in self._batches[count]:
             batch = {name: tensor.to(module.device) for name, tensor in batch.items()}
-            right += int(module.score(batch).correct.sum())
+            size = len(batch["answer"])
+            if experts is None:
+                right += int(_correct(module, batch).sum())
+            else:
+                right += int(experts.answer(batch, _correct, owners=owners[at : at + size]).sum())
+            at += size
         return right
+
+
+def _correct(module: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Which questions are answered right, bool ``[b]``."""
+    correct: Tensor = module.score(batch).correct
+    return correct
 
 
 @final
@@ -83,12 +103,15 @@ class Evaluator(L.Callback):
         questions: by key of a model, per task.
         protocol: when, and how many questions.
         exchanges: whether aggregation changes a client's model at all.
+        margin: the method's (`Method.margin`): None: clients' own models answer.
         device: where models are asked.
         tell: is told how many rounds are done.
 
     Attributes:
         tables: so far.
         seconds: of this process and of those before that the run was resumed from, by what they were spent on.
+        held: bytes of others' adapters and keys that reached each client to be asked with, by id: in every evaluated
+            round all of them.
     """
 
     federated_scope = "server"
@@ -100,13 +123,16 @@ class Evaluator(L.Callback):
         protocol: Protocol,
         *,
         exchanges: bool,
+        margin: float | None,
         device: torch.device,
         tell: Callable[[int], None],
     ) -> None:
         self._prepared, self._questions, self._protocol = prepared, questions, protocol
-        self._exchanges, self._device, self._tell = exchanges, device, tell
+        self._exchanges, self._margin, self._device, self._tell = exchanges, margin, device, tell
         self.tables: list[Table] = []
         self.seconds = {"training": 0.0, "evaluation": 0.0}
+        self.held: dict[str, int] = {}
+        self._read: list[Tensor] = []  # what each task's questions look like
         self._mark = 0.0
 
     @override
@@ -132,12 +158,13 @@ class Evaluator(L.Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"tables": [vars(table) for table in self.tables], "seconds": dict(self.seconds)}
+        tables = [vars(table) for table in self.tables]
+        return {"tables": tables, "seconds": dict(self.seconds), "held": dict(self.held)}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.tables = [Table(**table) for table in state_dict["tables"]]
-        self.seconds = dict(state_dict["seconds"])
+        self.seconds, self.held = dict(state_dict["seconds"]), dict(state_dict.get("held", {}))
 
     def _ask(self, trainer: L.Trainer, server: L.LightningModule, done: int, moment: str, *, others: bool) -> Table:
         strategy, tasks, protocol = trainer.strategy, self._prepared.tasks, self._protocol
@@ -145,12 +172,27 @@ class Evaluator(L.Callback):
         right = [[0] * len(tasks) for _ in self._prepared.clients]
         total = [[0] * len(tasks) for _ in self._prepared.clients]
         for row, client in enumerate(self._prepared.clients):
-            module = strategy.personalize(server, client.id, aggregated=moment == AGGREGATED)
+            experts, aggregated = None, moment == AGGREGATED
+            if self._margin is None:
+                module = strategy.personalize(server, client.id, aggregated=aggregated)
+            else:
+                experts = strategy.experts(server, client.id, aggregated=aggregated, margin=self._margin)
+                module = experts.module
+                if not aggregated:
+                    self.held[client.id] = self.held.get(client.id, 0) + experts.nbytes
             assert isinstance(module, VisionLanguageModule)
             module.to(self._device)
             for column, (task, asked) in enumerate(zip(tasks, self._questions[client.model], strict=True)):
                 count = protocol.num_self if task in client.tasks else protocol.num_others if others else 0
                 count = min(count, len(asked))
                 if count:
-                    right[row][column], total[row][column] = asked.right(module, count), count
+                    owners = () if experts is None else experts.route(self._looks(experts)[column][:count])
+                    right[row][column] = asked.right(module, count, experts=experts, owners=owners)
+                    total[row][column] = count
         return Table(done, moment, right, total)
+
+    def _looks(self, experts: Experts) -> list[Tensor]:
+        """What each task's questions look like, ``[n, k]``; read once, as all clients read alike."""
+        if not self._read:
+            self._read = [experts.read(collate_questions(task)) for task in self._prepared.probed]
+        return self._read

@@ -23,6 +23,7 @@ from lightning_pfl.adapters import CoLoraConfig
 from lightning_pfl.adapters.aligned import Alignment
 from lightning_pfl.benchmark.packages import cache_dir
 from lightning_pfl.benchmark.public import Caption, varied
+from lightning_pfl.benchmark.states import StateDataset
 from lightning_pfl.benchmark.suite.recipes import Sizes
 from lightning_pfl.benchmark.tasks import Task
 from lightning_pfl.benchmark.vlm import VisionLanguageModule
@@ -67,6 +68,7 @@ class Prepared:
         modules: by key of a model, without adapters; to be copied, not changed.
         train: by client id, one data set per task in the order of time.
         questions: by key of a model, one data set per task, `num_self` questions each.
+        probed: the same questions as the probe's last layer reads them, one data set per task.
         probe: of the clients' tasks.
         alignment: of the models; None where there is only one.
         public: public pictures for distillation.
@@ -78,6 +80,7 @@ class Prepared:
     modules: Mapping[str, VisionLanguageModule]
     train: Mapping[str, Sequence[ClientExamples]]
     questions: Mapping[str, Sequence[Examples]]
+    probed: Sequence[StateDataset]
     probe: CausalLMProbe
     alignment: Alignment | None
     public: PublicSet
@@ -143,6 +146,7 @@ def prepare(comparison: Comparison, world: World, progress: DemoProgress, *, cac
         modules={key: reader.ready() for key, reader in readers.items()},
         train={client.id: [examples[client.model, name] for name in client.tasks] for client in clients},
         questions=questions,
+        probed=[anchor.last_layer(asked[protocol.anchor][name], report=progress.count) for name in names],
         probe=probe,
         alignment=alignment,
         public=PublicSet(batches),

@@ -23,7 +23,15 @@ from lightning_pfl.aggregation import LocalOnly
 from lightning_pfl.benchmark.vlm import VisionLanguageModule
 from lightning_pfl.callbacks.colora import CoLoRA
 from lightning_pfl.callbacks.relevance_probe import RelevanceProbe
-from lightning_pfl.comparison.data import answer_logits, answer_losses, answer_outputs, collate_for_client, to_probe
+from lightning_pfl.callbacks.routing_keys import RoutingKeys
+from lightning_pfl.comparison.data import (
+    answer_logits,
+    answer_losses,
+    answer_outputs,
+    collate_for_client,
+    to_probe,
+    to_reader,
+)
 from lightning_pfl.comparison.evaluation import Evaluator, Questions
 from lightning_pfl.comparison.making import make_method
 from lightning_pfl.comparison.plan import Comparison, MethodPlan, slug
@@ -96,8 +104,12 @@ def run_one(
     is_alone = isinstance(method.aggregator, LocalOnly)  # clients send it what they share, and it is not looked at
     exchanges = not is_alone or method.aggregator.uses_global_branch
     device = torch.device("cuda" if bench.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
-    evaluator = Evaluator(prepared, bench.questions, protocol, exchanges=exchanges, device=device, tell=tell)
+    evaluator = Evaluator(
+        prepared, bench.questions, protocol, exchanges=exchanges, margin=method.margin, device=device, tell=tell
+    )
     callbacks: list[L.Callback] = [*method.callbacks, evaluator]
+    if method.margin is not None:
+        callbacks.append(RoutingKeys(prepared.probe, to_reader=to_reader))
     if method.aggregator.needs_sketches:
         callbacks.append(RelevanceProbe(prepared.probe, to_probe=to_probe, every_n_steps=protocol.probe_every))
     callbacks.append(ModelCheckpoint(folder, filename="round-{epoch}", save_top_k=1, save_on_train_epoch_end=True))
@@ -145,8 +157,10 @@ def run_one(
         tables=evaluator.tables,
         weights=_rows(last.weights),
         similarity=_rows(last.similarity),
-        sent=[0 if is_alone else strategy.traffic[client.id].up for client in prepared.clients],
-        received=[strategy.traffic[client.id].down for client in prepared.clients],
+        sent=[
+            0 if is_alone and method.margin is None else strategy.traffic[client.id].up for client in prepared.clients
+        ],
+        received=[strategy.traffic[client.id].down + evaluator.held.get(client.id, 0) for client in prepared.clients],
         operations=operations,
         seconds=evaluator.seconds,
         versions=versions(),

@@ -1,6 +1,7 @@
 """Clients, rounds and places: the engine. Start at `FederatedStrategy`."""
 
 from lightning_pfl.federation.client import Client
+from lightning_pfl.federation.experts import Experts
 from lightning_pfl.federation.personal import Newcomer
 from lightning_pfl.federation.pools import ClientPool, LocalPool, Pace, RayPool, SimulatedPool
 from lightning_pfl.federation.privacy import Privacy
@@ -26,6 +27,7 @@ __all__ = [
     "ClientStore",
     "Decision",
     "DropLate",
+    "Experts",
     "FederatedStrategy",
     "LateResults",
     "LocalPool",

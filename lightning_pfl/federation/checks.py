@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_pfl.aggregation import Aggregator
-from lightning_pfl.callbacks.federated import SketchSource
+from lightning_pfl.callbacks.federated import KeySource, SketchSource
 from lightning_pfl.errors import CheckpointMismatchError
 from lightning_pfl.federation._compat import callbacks_of, is_dry_run, last_checkpoints
 
@@ -63,6 +63,9 @@ def check_trainer(trainer: L.Trainer, stage: TrainerFn) -> None:
     sources = [type(callback).__name__ for callback in callbacks_of(trainer) if isinstance(callback, SketchSource)]
     if len(sources) > 1:
         raise ValueError(f"A client sends one sketch of its task, but {sources} each make one. Keep one of them.")
+    keyed = [type(callback).__name__ for callback in callbacks_of(trainer) if isinstance(callback, KeySource)]
+    if len(keyed) > 1:
+        raise ValueError(f"A client has one set of keys of its questions, but {keyed} each make one. Keep one of them.")
     if stage is not TrainerFn.FITTING or is_dry_run(trainer):
         return
     if trainer.max_steps != -1:
@@ -90,11 +93,19 @@ def check_last_checkpoint(trainer: L.Trainer) -> None:
 
 
 def check_aggregator(aggregator: Aggregator, callbacks: Sequence[L.Callback]) -> None:
-    """Refuse a rule that needs what nobody makes.
+    """Refuse a rule that needs what nobody makes, or that does not go with what somebody makes.
 
     Raises:
-        ValueError: it needs relevance sketches and there is no probe.
+        ValueError: it needs relevance sketches and there is no probe; it sends a global adapter, and questions are to
+            be routed.
     """
+    keyed = next((type(callback).__name__ for callback in callbacks if isinstance(callback, KeySource)), None)
+    if keyed is not None and aggregator.uses_global_branch:
+        raise ValueError(
+            f"`{keyed}` is for answering with another client's adapter in the place of one's own, but under "
+            f"`{type(aggregator).__name__}` a client's model is its own adapter and a global one beside it, so that "
+            "neither answers alone. Take a rule without a global branch, or leave the callback out."
+        )
     if aggregator.needs_sketches and not any(isinstance(callback, SketchSource) for callback in callbacks):
         raise ValueError(
             f"`{type(aggregator).__name__}` weighs clients by sketches of their tasks, but no callback makes any. Add "

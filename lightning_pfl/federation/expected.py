@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning_pfl.aggregation.guard import Expectation
 from lightning_pfl.federation.client import Client
 from lightning_pfl.federation.plan import Plan
-from lightning_pfl.federation.server_state import ServerState
+from lightning_pfl.federation.server_state import KnownExpert, ServerState
 from lightning_pfl.types import Assignment, ClientUpdate, FlatTensors, SharedTensors
 
 __all__ = ["expectation", "learn"]
@@ -35,6 +35,7 @@ def expectation(client: Client, assignment: Assignment, *, plan: Plan, state: Se
         layouts=layouts,
         start=_start(None if sample is None else sample.shared, sent.start),
         sketch_size=state.sketch_size,
+        keys_width=next((expert.keys.shape[1] for expert in state.experts.values()), None),
         counted=client.num_examples is not None,
     )
 
@@ -46,6 +47,8 @@ def learn(update: ClientUpdate, *, plan: Plan, state: ServerState) -> None:
         state.layouts.setdefault(update.client_id, known)
     if update.sketch is not None:
         state.sketch_size = update.sketch.numel()
+    if update.keys is not None:
+        state.experts[update.client_id] = KnownExpert(update.keys, update.shared.common)
 
 
 def _start(built: SharedTensors | None, sent: SharedTensors | None) -> SharedTensors | None:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, final
 
+import numpy
+import torch
 from torch import Tensor
 
 from lightning_pfl.functional.wire import DenseFormat, LargestChanges, WireFormat
@@ -24,9 +26,11 @@ from lightning_pfl.types import FlatTensors, Layout, Letter, Personalized, Perso
 __all__ = [
     "Terms",
     "layouts_of",
+    "read_keys",
     "read_personalized",
     "read_shared",
     "read_sketch",
+    "write_keys",
     "write_personalized",
     "write_shared",
     "write_sketch",
@@ -142,6 +146,29 @@ def read_sketch(data: bytes, wire: WireFormat) -> Tensor:
     if len(data) < 4:
         raise ValueError(f"A sketch begins with its length in four bytes, but there are {len(data)}.")
     return wire.dense.decode(data[4:], [struct.unpack("<I", data[:4])[0]])
+
+
+def write_keys(keys: Tensor) -> bytes:
+    """Write keys ``[m, w]`` after their sides, in float32 whatever the format: counts bear no rounding.
+
+    Example:
+        >>> import torch
+        >>> len(write_keys(torch.ones(2, 3))), read_keys(write_keys(torch.ones(1, 3)))
+        (32, tensor([[1., 1., 1.]]))
+    """
+    return struct.pack("<II", *keys.shape) + keys.contiguous().numpy().astype("<f4").tobytes()
+
+
+def read_keys(data: bytes) -> Tensor:
+    """Undo `write_keys`.
+
+    Raises:
+        ValueError: the bytes are none.
+    """
+    sides = struct.unpack("<II", data[:8]) if len(data) >= 8 else (0, 0)
+    if len(data) != 8 + 4 * sides[0] * sides[1] or len(data) == 8:
+        raise ValueError(f"Keys are rows of numbers of four bytes after their two sides, but here are {len(data)}.")
+    return torch.from_numpy(numpy.frombuffer(data, "<f4", offset=8).astype("f4").reshape(sides))
 
 
 def layouts_of(shared: SharedTensors) -> dict[bytes, Layout]:

@@ -1,4 +1,4 @@
-"""One client's model after a run: as a module, or as a folder that others can load; a newcomer's model too."""
+"""One client's model after a run: as a module, as a folder, with everybody's adapters; a newcomer's model too."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ from lightning.pytorch.trainer.states import TrainerFn
 from safetensors.torch import save_file
 
 from lightning_pfl.callbacks.colora import CoLoRA
+from lightning_pfl.callbacks.federated import KeySource
+from lightning_pfl.errors import FederationError
 from lightning_pfl.federation._compat import callbacks_of
 from lightning_pfl.federation.client import Client
 from lightning_pfl.federation.client_strategy import ClientStrategy
+from lightning_pfl.federation.experts import Experts
 from lightning_pfl.federation.jobs import Job
 from lightning_pfl.federation.plan import snapshot_for_newcomer
+from lightning_pfl.federation.privacy import overlaid
 from lightning_pfl.federation.rounds import Rounds
 from lightning_pfl.federation.schedule import client_seed
 from lightning_pfl.federation.turn import build_client, introduce_client
-from lightning_pfl.types import Assignment, Personalized
+from lightning_pfl.functional.routing import Keys
+from lightning_pfl.types import Assignment, Personalized, SharedTensors
 
-__all__ = ["Newcomer", "export", "personalize", "personalize_new"]
+__all__ = ["Newcomer", "experts", "export", "personalize", "personalize_new"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -49,13 +54,36 @@ def personalize(
     rounds: Rounds, client_id: str, module: L.LightningModule, *, aggregated: bool = True
 ) -> L.LightningModule:
     """See `FederatedStrategy.personalize`."""
-    if rounds.plan.has_default_model(client_id) and type(module) is not rounds.plan.default_class:
-        raise TypeError(
-            f"Client `{client_id}` trained the module that was handed to the Trainer, a "
-            f"{rounds.plan.default_class.__name__}, but here is a {type(module).__name__}. Pass a module of that class."
-        )
+    _require_class(rounds, client_id, module)
     _, personal = _build(rounds, client_id, aggregated=aggregated)
     return personal
+
+
+def experts(rounds: Rounds, client_id: str, module: L.LightningModule, *, aggregated: bool, margin: float) -> Experts:
+    """See `FederatedStrategy.experts`."""
+    _require_class(rounds, client_id, module)
+    trainer, personal = _build(rounds, client_id, aggregated=aggregated)
+    callbacks, strategy, state = callbacks_of(trainer), trainer.strategy, rounds.state
+    assert isinstance(strategy, ClientStrategy)
+    source = next((callback for callback in callbacks if isinstance(callback, KeySource)), None)
+    if source is None:
+        raise FederationError(
+            "Questions are sent to whoever trained on such ones, but nothing has gathered what clients' questions look "
+            "like. Add `RoutingKeys(...)` to `Trainer(callbacks=...)` and train."
+        )
+    adapters = {}
+    for owner, known in state.experts.items():
+        answer = state.post.opened(owner, state.personalized[owner]).start if aggregated else None
+        adapters[owner] = overlaid(SharedTensors(known.common), answer).common
+    return Experts(
+        personal,
+        exchange=strategy.exchange_of(callbacks),
+        source=source,
+        client_id=client_id,
+        adapters=adapters,
+        keys={owner: Keys(known.keys) for owner, known in state.experts.items()},
+        margin=margin,
+    )
 
 
 def personalize_new(rounds: Rounds, client: Client, *, seed: int) -> Newcomer:
@@ -94,6 +122,14 @@ def export(rounds: Rounds, client_id: str, path: Path) -> Path:
         about = {"client_id": client_id, "model": type(module).__name__, "share": list(strategy.share)}
         (path / "shared_tensors.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def _require_class(rounds: Rounds, client_id: str, module: L.LightningModule) -> None:
+    if rounds.plan.has_default_model(client_id) and type(module) is not rounds.plan.default_class:
+        raise TypeError(
+            f"Client `{client_id}` trained the module that was handed to the Trainer, a "
+            f"{rounds.plan.default_class.__name__}, but here is a {type(module).__name__}. Pass a module of that class."
+        )
 
 
 def _build(rounds: Rounds, client_id: str, *, aggregated: bool = True) -> tuple[L.Trainer, L.LightningModule]:

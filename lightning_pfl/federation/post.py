@@ -18,9 +18,11 @@ from lightning_pfl.errors import CheckpointMismatchError
 from lightning_pfl.federation.letters import (
     Terms,
     layouts_of,
+    read_keys,
     read_personalized,
     read_shared,
     read_sketch,
+    write_keys,
     write_personalized,
     write_shared,
     write_sketch,
@@ -64,8 +66,9 @@ def write_update(
     letter = write_shared(shared, terms.wire, known=terms.known, copy=copy)
     read = read_shared(letter, terms.wire, layouts=layouts_of(shared), copy=copy)
     sketch = None if update.sketch is None else write_sketch(update.sketch, terms.wire)
+    keys = None if update.keys is None else write_keys(update.keys)
     received = replace(update, shared=read, sketch=None if sketch is None else read_sketch(sketch, terms.wire))
-    return UpdateLetter(letter, sketch), received, _combined(shared, read, -1.0) if changes else None
+    return UpdateLetter(letter, sketch, keys), received, _combined(shared, read, -1.0) if changes else None
 
 
 @final
@@ -131,7 +134,8 @@ class Post:
         layouts = self._layouts.get(update.client_id, {})
         shared = read_shared(letter.shared, self.wire, layouts=layouts, copy=copy)
         sketch = None if letter.sketch is None else read_sketch(letter.sketch, self.wire)
-        return replace(update, shared=shared, sketch=sketch)
+        keys = None if letter.keys is None else read_keys(letter.keys)
+        return replace(update, shared=shared, sketch=sketch, keys=keys)
 
     def count(self, client_id: str, shared: SharedTensors) -> None:
         """Remember an update that counts, and whose client keeps its new state."""

@@ -14,7 +14,7 @@ from typing import final
 
 import lightning as L
 
-from lightning_pfl.callbacks.federated import SketchSource
+from lightning_pfl.callbacks.federated import KeySource, SketchSource
 from lightning_pfl.errors import PrivacyBudgetError
 from lightning_pfl.functional.accounting import Account, Ledger, PrivacyBudget
 from lightning_pfl.functional.mechanisms import (
@@ -195,7 +195,7 @@ def prepare_privacy(privacy: Privacy | None, callbacks: Sequence[L.Callback], ro
         rounds: how many there will be at most, if that is known.
 
     Raises:
-        ValueError: noise on sketches that nobody makes, or that cannot be bounded.
+        ValueError: noise on sketches that nobody makes, or that cannot be bounded; keys of questions, which have none.
     """
     sources = [callback for callback in callbacks if isinstance(callback, SketchSource)]
     for source in sources:
@@ -205,6 +205,11 @@ def prepare_privacy(privacy: Privacy | None, callbacks: Sequence[L.Callback], ro
             "Clients send what they have without noise. `FederatedStrategy(privacy=...)` hides examples or clients."
         )
         return
+    if keyed := [type(callback).__name__ for callback in callbacks if isinstance(callback, KeySource)]:
+        raise ValueError(
+            f"`{keyed[0]}` tells all clients what a client's questions look like, and no noise hides that, so the run "
+            "would tell more than `privacy=` says. Leave one of them out."
+        )
     if privacy.sketches is not None and not sources:
         raise ValueError(
             f"`Privacy(sketches={type(privacy.sketches).__name__}(...))` noises sketches, but no callback makes any. "

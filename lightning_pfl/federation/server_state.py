@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, final
+
+from torch import Tensor
 
 from lightning_pfl.aggregation import Aggregator
 from lightning_pfl.aggregation.memory import dump_flat, load_flat
@@ -16,11 +19,24 @@ from lightning_pfl.federation.privacy import Privacy
 from lightning_pfl.federation.relevance_log import RelevanceLog
 from lightning_pfl.federation.store import ClientStore
 from lightning_pfl.functional.wire import WireFormat
-from lightning_pfl.types import Aggregation, Layout, Personalized, PersonalizedLetter, SharedTensors
+from lightning_pfl.types import Aggregation, FlatTensors, Layout, Personalized, PersonalizedLetter, SharedTensors
 
-__all__ = ["ServerState"]
+__all__ = ["KnownExpert", "ServerState"]
 
 _VERSION = 3
+
+
+@dataclass(frozen=True, eq=False)
+class KnownExpert:
+    """What the server can hand out of a client that gathers keys: what it has last sent, and counted.
+
+    Attributes:
+        keys: as in `ClientUpdate`.
+        common: what it has trained of the tensors for everybody.
+    """
+
+    keys: Tensor
+    common: FlatTensors
 
 
 @final
@@ -42,6 +58,7 @@ class ServerState:
         measures: sizes of updates so far, for the guard.
         layouts: what each client shares whose model is not known on the driver, as it was first accepted.
         sketch_size: numbers in a sketch; None while nobody has sent any.
+        experts: of the clients that gather keys of their questions.
         traffic: per client, bytes so far.
         ledgers: what clients have told with noise.
         post: what has been written to and by clients.
@@ -64,6 +81,7 @@ class ServerState:
         self.measures: Mapping[str, Sequence[float]] = {}
         self.layouts: dict[str, tuple[str, Layout, Layout]] = {}
         self.sketch_size: int | None = None
+        self.experts: dict[str, KnownExpert] = {}
         self.traffic = {client_id: Traffic() for client_id in self.client_ids}
         self.ledgers = Ledgers(privacy)
         self.post = Post(wire)
@@ -127,6 +145,10 @@ class ServerState:
             "measures": {name: list(sizes) for name, sizes in self.measures.items()},
             "layouts": {client_id: _dump_layouts(*known) for client_id, known in self.layouts.items()},
             "sketch_size": self.sketch_size,
+            "experts": {
+                client_id: {"keys": one.keys, "common": dump_flat(one.common)}
+                for client_id, one in self.experts.items()
+            },
             "traffic": {client_id: [one.up, one.down] for client_id, one in self.traffic.items()},
             "traffic_by_round": [one.dump() for one in self.traffic_by_round],
             "post": self.post.state_dict(),
@@ -159,6 +181,10 @@ class ServerState:
         self.measures = saved["measures"]
         self.layouts = {client_id: _load_layouts(entry) for client_id, entry in saved["layouts"].items()}
         self.sketch_size = saved["sketch_size"]
+        self.experts = {
+            client_id: KnownExpert(entry["keys"], load_flat(entry["common"]))
+            for client_id, entry in saved.get("experts", {}).items()
+        }
         self.traffic = {client_id: Traffic(*numbers) for client_id, numbers in saved["traffic"].items()}
         self._total = sum(self.traffic.values(), Traffic())
         self._closed, self._open = [RoundTraffic.load(entry) for entry in saved.get("traffic_by_round", ())], (0, {})

@@ -26,9 +26,10 @@ from lightning_pfl.errors import FederationError
 from lightning_pfl.federation._compat import MockOptimizer
 from lightning_pfl.federation.checkpoint_files import CheckpointFiles
 from lightning_pfl.federation.client import Client, as_clients
+from lightning_pfl.federation.experts import Experts
 from lightning_pfl.federation.history import LeftOut, RelevanceRecord, RoundTraffic, Traffic
 from lightning_pfl.federation.launcher import FederatedLauncher
-from lightning_pfl.federation.personal import Newcomer, export, personalize, personalize_new
+from lightning_pfl.federation.personal import Newcomer, experts, export, personalize, personalize_new
 from lightning_pfl.federation.pools import ClientPool, RayPool
 from lightning_pfl.federation.privacy import Privacy
 from lightning_pfl.federation.rounds import Rounds
@@ -222,6 +223,24 @@ class FederatedStrategy(SingleDeviceStrategy):
             FederationError: nothing has run yet.
         """
         return personalize(self._ran(), self._known(client_id), module, aggregated=aggregated)
+
+    def experts(
+        self, module: L.LightningModule, client_id: str, *, aggregated: bool = True, margin: float = 2.0
+    ) -> Experts:
+        """One client's model, which answers each question with the adapter of whoever trained on such questions.
+
+        It needs `RoutingKeys` among the run's callbacks. To answer so, a client holds every other client's adapter and
+        keys, which `Experts.nbytes` counts and `traffic` does not. Arguments are those of `personalize`, and:
+
+        Args:
+            margin: a question that is at most so many times as far from the client's own as from the nearest owner's
+                is answered with its own adapter; >= 1.
+
+        Raises:
+            ValueError: no client of that name, one that has not trained yet, or a margin below 1.
+            FederationError: nothing has run yet, or nothing has gathered keys.
+        """
+        return experts(self._ran(), self._known(client_id), module, aggregated=aggregated, margin=margin)
 
     def personalize_new(self, client: Client) -> Newcomer:
         """A model for a client that took no part, from the others' by the sketch of its task alone.

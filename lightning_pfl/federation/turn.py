@@ -19,7 +19,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lightning_pfl.callbacks.federated import SketchSource
+from lightning_pfl.callbacks.federated import KeySource, SketchSource
 from lightning_pfl.federation._compat import (
     FitLoop,
     callbacks_of,
@@ -157,12 +157,15 @@ class _Turn:
 
     def fit(self) -> JobResult:
         sketch: torch.Tensor | None = None
+        keys: torch.Tensor | None = None
+        sources = [one for one in callbacks_of(self.trainer) if isinstance(one, KeySource)]
         sketches = [one for one in callbacks_of(self.trainer) if isinstance(one, SketchSource)]
 
         def save(carried: dict[str, Any]) -> None:
-            nonlocal sketch
+            nonlocal sketch, keys
             # before the checkpoint: what is still in it then would count again in the next turn's mean
             sketch = sketches[0].take_sketch() if sketches else None
+            keys = sources[0].take_keys() if sources else None
             self.strategy.save_with(carried)
 
         loop = SegmentLoop(
@@ -183,6 +186,7 @@ class _Turn:
             architecture=exchange.architecture(self.module),
             shared=exchange.upload(self.module),
             sketch=sketch,
+            keys=keys,
             metrics=metrics,
         )
         letter, held_back, trained = None, None, self.strategy.saved is not None
@@ -202,7 +206,7 @@ class _Turn:
         elif held_back is not None and self.incoming is not None:
             state = pack(self.incoming)
         if letter is not None:
-            update = replace(update, shared=SharedTensors(), sketch=None)
+            update = replace(update, shared=SharedTensors(), sketch=None, keys=None)
         return JobResult(self.client_id, update, letter, state=state, metrics=metrics, logs=self._logs())
 
     def introduce(self) -> ClientUpdate:

@@ -26,6 +26,7 @@ from lightning_pfl.methods.controls import (
     no_exchange,
     oracle,
     pulled_to_all,
+    routed_local,
     shuffled,
     unaligned,
     uniform,
@@ -36,7 +37,7 @@ from lightning_pfl.methods.distilled import fedmkt, perada, takfl
 from lightning_pfl.methods.method import Adapters, Method
 from lightning_pfl.methods.one_adapter import fedavg, fedper, fedprox, local_only
 from lightning_pfl.methods.ranks import flexlora, flora, hetlora
-from lightning_pfl.methods.relevant import frozen_mixture, ours, paper
+from lightning_pfl.methods.relevant import frozen_mixture, ours, paper, routed
 from lightning_pfl.methods.two_adapters import ditto, feddat, feddpa, fedsim
 
 __all__ = [
@@ -62,6 +63,8 @@ __all__ = [
     "paper",
     "perada",
     "pulled_to_all",
+    "routed",
+    "routed_local",
     "shuffled",
     "takfl",
     "unaligned",

@@ -2,7 +2,7 @@
 
 What has a frozen branch takes the gate of the method that it is compared with: `StaticGate` (the paper's),
 ``StaticGate(Additive())``, `InputGate` (the reference code's), `FixedGate`. The control of `ours`, which has none, is
-`local_only`.
+`local_only`; that of `routed` is `routed_local`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ __all__ = [
     "no_exchange",
     "oracle",
     "pulled_to_all",
+    "routed_local",
     "shuffled",
     "unaligned",
     "uniform",
@@ -86,6 +87,18 @@ def pulled_to_all(adapters: Adapters, *, pull: float = 0.5) -> Method:
     """
     rule = UniformAggregator(global_branch=False, warm_start=Towards(Uniform(), pull))
     return Method("pulled to all", rule, (adapters(),))
+
+
+def routed_local(adapters: Adapters, *, margin: float = 2.0) -> Method:
+    """`routed` without exchange in training: adapters are trained alone, and afterwards every client holds them all.
+
+    What `routed` gains over it is what clients learn from each other; what it gains over `local_only`, the routing.
+
+    Args:
+        adapters: makes the adapters.
+        margin: as of `routed`.
+    """
+    return Method("local, routed", LocalOnly(), (adapters(),), margin=margin)
 
 
 def shuffled(adapters: Adapters, *, weights: WeightPolicy | None = None, pull: float = 0.5, seed: int = 0) -> Method:

@@ -7,7 +7,7 @@ from lightning_pfl.aggregation import RelevanceAggregator
 from lightning_pfl.functional.relevance import WeightPolicy
 from lightning_pfl.methods.method import Adapters, Method
 
-__all__ = ["frozen_mixture", "ours", "paper"]
+__all__ = ["frozen_mixture", "ours", "paper", "routed"]
 
 
 def ours(adapters: Adapters, *, weights: WeightPolicy | None = None, pull: float = 0.5) -> Method:
@@ -24,6 +24,32 @@ def ours(adapters: Adapters, *, weights: WeightPolicy | None = None, pull: float
         False
     """
     return Method("ours", RelevanceAggregator(weights, pull=pull), (adapters(),))
+
+
+def routed(
+    adapters: Adapters, *, weights: WeightPolicy | None = None, pull: float = 0.5, margin: float = 2.0
+) -> Method:
+    """Ours, and every question is answered with the adapter of whoever trained on such questions.
+
+    Training is that of `ours`. Every client holds all clients' adapters and keys of their questions, and asks its own
+    one unless another's keys are much nearer to the question: so it keeps what it has gained on its own tasks, and
+    answers the others' tasks as they do. Its control without exchange in training is `routed_local`.
+
+    FedDPA's rule for test inputs is near to this: it weighs a client's two adapters by an input's likeness to its
+    training data. Here there is one adapter per client, and one of them answers.
+
+    Args:
+        adapters: makes the adapters.
+        weights: as of `ours`.
+        pull: as of `ours`.
+        margin: how many times the distance of the nearest owner the own one may be and still answer; 1: no preference.
+
+    Example:
+        >>> from lightning_pfl.callbacks.colora import CoLoRA
+        >>> routed(CoLoRA).margin
+        2.0
+    """
+    return Method("ours, routed", RelevanceAggregator(weights, pull=pull), (adapters(),), margin=margin)
 
 
 def frozen_mixture(

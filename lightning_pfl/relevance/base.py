@@ -1,4 +1,4 @@
-"""The interface of a probe: a batch of a client's data in, a sketch of the client's task out."""
+"""What a small frozen model says of a client's data: a `Probe` sketches the task, a `Reader` reads single questions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["ExampleProbe", "Probe"]
+__all__ = ["ExampleProbe", "Probe", "Reader"]
 
 
 class Probe(ABC):
@@ -53,4 +53,23 @@ class ExampleProbe(Probe):
         Returns:
             float32 of shape ``[n, k]``, one row per example of the batch, none longer than `max_norm`. An example with
             nothing to say (without an answer) has a row of zeros, so that n does not depend on what examples hold.
+        """
+
+
+class Reader(ABC):
+    """A small frozen model that tells questions apart without knowing their answers; the same for all clients."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Load whatever is loaded lazily; called once on the driver, before clients receive their copy."""
+
+    @abstractmethod
+    def read(self, batch: Any) -> Tensor:
+        """What each question of a batch looks like.
+
+        Args:
+            batch: in the form that the frozen model takes. If it holds answers, nothing of them may be told.
+
+        Returns:
+            float32 of shape ``[n, d]`` on the CPU, one row per question; a row does not depend on the others.
         """

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from lightning_pfl.functional.privacy import clip_rows
 from lightning_pfl.relevance import _compat
-from lightning_pfl.relevance.base import ExampleProbe
+from lightning_pfl.relevance.base import ExampleProbe, Reader
 from lightning_pfl.relevance.gradient import examples_of, gradient_of
+from lightning_pfl.relevance.prompt_states import prompt_states
 from lightning_pfl.relevance.sketches import CountSketch, Projection
 from lightning_pfl.relevance.tail import Tail, UnknownTailError, capture, find_target, is_linear, trace_tail, widened
 
@@ -31,7 +32,7 @@ _IGNORED = -100
 
 
 @final
-class CausalLMProbe(ExampleProbe):
+class CausalLMProbe(ExampleProbe, Reader):
     r"""Sketches a task by the gradient of a small frozen causal language model.
 
     A batch is a mapping of what the model's ``forward`` takes (``input_ids`` or ``inputs_embeds``, ``attention_mask``,
@@ -174,6 +175,20 @@ class CausalLMProbe(ExampleProbe):
                 return torch.stack(list(self._gradients(model, batch))).mean(dim=0)
             a, u, _ = self._factors(model, self._tail, batch)
             return self._in_shape(model, a.T @ u / batch["labels"].shape[0])
+
+    def read(self, batch: Mapping[str, Any]) -> Tensor:
+        """What stands before each example's answer, as the last block finds it: float32 ``[n, hidden]``.
+
+        See `prompt_states`; ``labels`` may be left out of the batch, and all of it is then the question.
+
+        Raises:
+            ValueError: a model that is not built of blocks.
+        """
+        self.prepare()
+        assert self._model is not None
+        assert self._target is not None
+        with _undisturbed(self._model):
+            return prompt_states(self._model, self._target, batch)
 
     def _load(self) -> nn.Module:
         if isinstance(self._source, nn.Module):

@@ -17,7 +17,7 @@ from lightning_pfl.comparison.tuning import TUNING_SEED, tune
 from lightning_pfl.comparison.world import DrawnWorld
 from lightning_pfl.demo.progress import DemoProgress
 from lightning_pfl.demo.run import quiet
-from lightning_pfl.methods import fedavg, local_only, ours
+from lightning_pfl.methods import fedavg, local_only, ours, routed, routed_local
 
 
 class Silent(DemoProgress):
@@ -35,6 +35,8 @@ METHODS = {
     "local": MethodPlan(local_only, role="local"),
     "FedAvg": MethodPlan(fedavg),
     "ours": MethodPlan(ours, role="ours"),
+    "ours, routed": MethodPlan(routed, role="ours"),
+    "local, routed": MethodPlan(routed_local, role="ablation"),
 }
 MINI = Comparison(
     title="Test",
@@ -72,7 +74,7 @@ def bench(bench_of):
 def finished(bench, folder):
     """Every method with one seed, by a sweep."""
     console = Console(quiet=True)
-    assert sweep(MINI, folder / "out", MINI.runs(), bench=lambda: bench, console=console) == 3
+    assert sweep(MINI, folder / "out", MINI.runs(), bench=lambda: bench, console=console) == 5
     return {record.method: record for record in read_records(folder / "out")}
 
 
@@ -111,6 +113,38 @@ def test_the_truth_is_who_shares_a_kind_of_question(finished):
     torch.testing.assert_close(torch.tensor(finished["ours"].relations), expected)
 
 
+def test_routing_changes_who_answers_and_nothing_of_training(finished):
+    """The last round's mixtures and the work of training are the same, and so is what is asked; answers are not."""
+    for plain, by_all in (("ours", "ours, routed"), ("local", "local, routed")):
+        assert finished[by_all].weights == finished[plain].weights
+        assert finished[by_all].operations == finished[plain].operations
+        assert finished[by_all].tables[1].total == finished[plain].tables[1].total
+        assert finished[by_all].tables[1].right != finished[plain].tables[1].right
+
+
+def test_routing_costs_keys_up_and_everybodys_adapters_and_keys_down(finished):
+    """A tiny model says 32 numbers of a question, so a group of them is 65 of four bytes, and there are eight."""
+    plain, by_all = finished["ours"], finished["ours, routed"]
+    keys, adapter = 8 * 65 * 4, 7 * (8 * 8 + 8) * 4  # P and Q of seven layers at rank 8
+    for client in range(4):
+        assert by_all.sent[client] - plain.sent[client] == 2 * keys  # in each of two rounds
+        assert by_all.received[client] - plain.received[client] == 2 * 3 * (keys + adapter)  # three others', each time
+    assert min(finished["local, routed"].sent) > 0
+    assert min(finished["local, routed"].received) > 0
+
+
+def test_the_probe_is_shown_the_very_questions_that_are_asked(bench):
+    """In number and order, for every model: the anchor's own reading of them is the same states."""
+    anchor = bench.prepared.questions[MINI.protocol.anchor]
+    for task, asked in enumerate(anchor):
+        probed = bench.prepared.probed[task]
+        for index in range(len(asked)):
+            torch.testing.assert_close(probed[index]["states"], asked[index]["states"])
+            for other in bench.prepared.questions.values():
+                assert other[task][index]["answer"] == probed[index]["answer"]
+                assert len(other[task][index]["option_ids"]) == len(probed[index]["option_ids"])
+
+
 def test_finished_runs_are_passed_over(bench, finished, folder):
     def never():
         raise AssertionError("nothing is to do")
@@ -124,22 +158,23 @@ def test_runs_of_other_settings_are_not_mixed_in(finished, folder):
         open_runs(other, folder / "out", other.runs())
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(bench, finished, folder):
+@pytest.mark.parametrize("method", ["ours", "ours, routed"])
+def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(bench, finished, folder, method):
     def stop(round):
         if round == 2:
             raise RuntimeError("stopped")
 
     place = folder / "stopped"
     with quiet(), pytest.raises(RuntimeError, match="stopped"):
-        run_one(bench, "ours", 0, place, tell=stop)
+        run_one(bench, method, 0, place, tell=stop)
     assert [path.name for path in place.iterdir()] == ["round-epoch=0.ckpt"]
     told = []
     with quiet():
-        record = run_one(bench, "ours", 0, place, tell=told.append)
+        record = run_one(bench, method, 0, place, tell=told.append)
     assert told == [2]
-    assert record.tables == finished["ours"].tables
-    assert record.weights == finished["ours"].weights
-    assert (record.sent, record.received) == (finished["ours"].sent, finished["ours"].received)
+    assert record.tables == finished[method].tables
+    assert record.weights == finished[method].weights
+    assert (record.sent, record.received) == (finished[method].sent, finished[method].received)
     assert not place.exists()
 
 
