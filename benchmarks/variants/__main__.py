@@ -2,6 +2,7 @@
 
     python -m benchmarks.variants prepare [--sides val test]  states, sketches and alignments, once (20 minutes)
     python -m benchmarks.variants check                       these scores against the package's own layers
+    python -m benchmarks.variants keys                        do questions find whoever trained on such ones?
     python -m benchmarks.variants tune OUT.jsonl              learning rates, on validation
     python -m benchmarks.variants run OUT.jsonl [--side val|test] [--seeds 0 1 ...] [--n 16 64] [--scenario static]
                                       [--alignment canonical] [--short]
@@ -40,7 +41,7 @@ def _done(out: Path) -> set[tuple[object, ...]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("prepare", "check", "tune", "run", "table"))
+    parser.add_argument("what", choices=("prepare", "check", "keys", "tune", "run", "table"))
     parser.add_argument("out", type=Path, nargs="*")
     parser.add_argument("--scenario", choices=list(SCENARIOS), default="static")
     parser.add_argument("--alignment", choices=[*RULES, UNALIGNED], default="canonical")
@@ -57,6 +58,10 @@ def main() -> None:
         from .check import check
 
         return check()
+    if options.what == "keys":
+        from .keys import keys
+
+        return keys()
     if options.what == "table":
         return print(table(options.out))
     [out] = options.out

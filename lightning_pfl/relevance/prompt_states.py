@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_pfl.relevance import _compat
 
-__all__ = ["prompt_states"]
+__all__ = ["pooled", "prompt_states"]
 
 _IGNORED = -100
 _EPS = 1e-12  # added to the mean square: a state of zeros stays one
@@ -64,10 +64,26 @@ def prompt_states(model: nn.Module, within: str, batch: Mapping[str, Any]) -> Te
         pass
     finally:
         handle.remove()
-    entered = states[0].float()
-    counted = _counted(batch, entered).to(entered.device).unsqueeze(-1)
-    scaled = entered * (entered.square().mean(dim=-1, keepdim=True) + _EPS).rsqrt()
-    return ((scaled * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)).cpu()
+    return pooled(states[0], _counted(batch, states[0])).cpu()
+
+
+def pooled(states: Tensor, counted: Tensor) -> Tensor:
+    """The mean over the positions that count, each scaled to root mean square 1.
+
+    Args:
+        states: ``[n, t, d]``.
+        counted: 1 where a position counts, else 0; ``[n, t]``.
+
+    Returns:
+        float32, shape ``[n, d]``; zeros where no position counts.
+
+    Example:
+        >>> pooled(torch.tensor([[[3.0, 3.0], [0.5, -0.5], [7.0, 7.0]]]), torch.tensor([[1.0, 1.0, 0.0]]))
+        tensor([[1., 0.]])
+    """
+    scaled = states.float() * (states.float().square().mean(dim=-1, keepdim=True) + _EPS).rsqrt()
+    weights = counted.to(scaled.device).unsqueeze(-1)
+    return (scaled * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
 def _counted(batch: Mapping[str, Any], entered: Tensor) -> Tensor:

@@ -26,10 +26,14 @@ def test_counts_means_and_squares_of_a_union_are_those_of_all_its_questions():
 
 
 def test_what_costs_least_is_put_together():
-    """0 and 1 cost 1/2; after that {0, 1} and 4 cost 2/3 * 3.5^2 = 8.2, and 4 and 8 cost 16/2 = 8: these."""
-    keys = Keys.of(torch.tensor([[0.0], [8.0], [4.0], [1.0]]), limit=2)
+    """0 and 1 cost 1/2. Then {0, 1} and 4 cost 2/3 * 3.5^2 = 8.2, though 3.5^2 = 12.3; 4 and 8.5 cost 4.5^2 / 2 = 10.1.
 
-    assert sorted(zip(keys.means.flatten().tolist(), keys.counts.tolist(), strict=True)) == [(0.5, 2.0), (6.0, 2.0)]
+    With 8 in the place of 8.5 those would cost 8, which is less.
+    """
+    for last, expected in ((8.5, [(5 / 3, 3.0), (8.5, 1.0)]), (8.0, [(0.5, 2.0), (6.0, 2.0)])):
+        keys = Keys.of(torch.tensor([[0.0], [last], [4.0], [1.0]]), limit=2)
+        found = sorted(zip(keys.means.flatten().tolist(), keys.counts.tolist(), strict=True))
+        assert found == [pytest.approx(pair) for pair in expected]
 
 
 def test_tasks_one_after_another_stay_apart_where_one_mean_would_lie_between_them():
