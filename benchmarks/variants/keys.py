@@ -28,9 +28,9 @@ SIZES = (64, 128)
 def keys() -> None:
     """Print the table, as Markdown."""
     read = {size: _read(size) for size in SIZES}
-    print("| scenario | numbers | groups | to its family | own at margin", end="")
-    print(*(f"{margin:g}" for margin in MARGINS), sep=", ", end=" | unrelated kept at margin ")
-    print(*(f"{margin:g}" for margin in MARGINS), sep=", ", end=" |\n| --- | --- | --- | --- | --- | --- |\n")
+    at = ", ".join(f"{margin:g}" for margin in MARGINS)
+    print(f"| scenario | numbers | groups | to its family | own stay at margin {at} | unrelated kept at margin {at} |")
+    print("| --- " * 6 + "|")
     for name, scenario in (("static", static), ("dynamic", dynamic)):
         for size, groups in ((64, 8), *((128, groups) for groups in GROUPS)):
             found = [_routed(scenario(seed), read[size], seed, groups) for seed in SEEDS]

@@ -54,7 +54,7 @@ class Experts:
         client_id: str,
         adapters: Mapping[str, FlatTensors],
         keys: Mapping[str, Keys],
-        margin: float = 2.0,
+        margin: float = 1.5,
     ) -> None:
         if client_id not in keys:
             raise ValueError(

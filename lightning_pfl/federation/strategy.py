@@ -225,7 +225,7 @@ class FederatedStrategy(SingleDeviceStrategy):
         return personalize(self._ran(), self._known(client_id), module, aggregated=aggregated)
 
     def experts(
-        self, module: L.LightningModule, client_id: str, *, aggregated: bool = True, margin: float = 2.0
+        self, module: L.LightningModule, client_id: str, *, aggregated: bool = True, margin: float = 1.5
     ) -> Experts:
         """One client's model, which answers each question with the adapter of whoever trained on such questions.
 

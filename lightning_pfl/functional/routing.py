@@ -179,7 +179,7 @@ def distances(questions: Tensor, owners: Sequence[Keys]) -> Tensor:
     return torch.stack([part.amin(dim=1) for part in parts], dim=1).float()
 
 
-def nearest(distances: Tensor, *, own: int, margin: float = 2.0) -> Tensor:
+def nearest(distances: Tensor, *, own: int, margin: float = 1.5) -> Tensor:
     """Who answers each question: its own client if its keys are near enough, else the owner of the nearest ones.
 
     Related tasks look alike, and of two adapters that know a question the own one is the better: it was trained beside

@@ -89,7 +89,7 @@ def pulled_to_all(adapters: Adapters, *, pull: float = 0.5) -> Method:
     return Method("pulled to all", rule, (adapters(),))
 
 
-def routed_local(adapters: Adapters, *, margin: float = 2.0) -> Method:
+def routed_local(adapters: Adapters, *, margin: float = 1.5) -> Method:
     """`routed` without exchange in training: adapters are trained alone, and afterwards every client holds them all.
 
     What `routed` gains over it is what clients learn from each other; what it gains over `local_only`, the routing.

@@ -27,7 +27,7 @@ def ours(adapters: Adapters, *, weights: WeightPolicy | None = None, pull: float
 
 
 def routed(
-    adapters: Adapters, *, weights: WeightPolicy | None = None, pull: float = 0.5, margin: float = 2.0
+    adapters: Adapters, *, weights: WeightPolicy | None = None, pull: float = 0.5, margin: float = 1.5
 ) -> Method:
     """Ours, and every question is answered with the adapter of whoever trained on such questions.
 
@@ -47,7 +47,7 @@ def routed(
     Example:
         >>> from lightning_pfl.callbacks.colora import CoLoRA
         >>> routed(CoLoRA).margin
-        2.0
+        1.5
     """
     return Method("ours, routed", RelevanceAggregator(weights, pull=pull), (adapters(),), margin=margin)
 

@@ -81,7 +81,7 @@ def test_an_owner_is_as_near_as_the_nearest_of_its_groups():
 
 
 def test_the_own_adapter_answers_unless_another_is_much_nearer():
-    far = torch.tensor([[4.0, 2.0, 9.0], [4.1, 2.0, 9.0], [0.0, 0.0, 0.0], [5.0, 9.0, 2.0]])
+    far = torch.tensor([[3.0, 2.0, 9.0], [3.1, 2.0, 9.0], [0.0, 0.0, 0.0], [5.0, 9.0, 2.0]])
 
     assert nearest(far, own=0).tolist() == [0, 1, 0, 2]
     assert nearest(far, own=0, margin=1).tolist() == [1, 1, 0, 2]
