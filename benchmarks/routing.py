@@ -3,8 +3,8 @@
     python -m benchmarks.routing benchmarks/results/small-dynamic-heterogeneous.yaml
 
 Nothing is trained: the questions of each client's training examples become its keys, as `RoutingKeys` makes them, and
-the validation questions of all tasks are routed. Once `lightning-pfl benchmark tune` has filled the cache it takes half a
-minute of one core.
+the validation questions of all tasks are routed. Once `lightning-pfl benchmark tune` has filled the cache it takes half
+a minute of one core.
 """
 
 from __future__ import annotations
