@@ -35,7 +35,7 @@ METHODS = {
     "local": MethodPlan(local_only, role="local"),
     "FedAvg": MethodPlan(fedavg),
     "ours": MethodPlan(ours, role="ours"),
-    "ours, routed": MethodPlan(routed, role="ours"),
+    "ours, routed": MethodPlan(routed, role="ablation"),
     "local, routed": MethodPlan(routed_local, role="ablation"),
 }
 MINI = Comparison(

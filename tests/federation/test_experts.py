@@ -127,7 +127,7 @@ def test_questions_of_ones_own_kind_stay_there_and_are_mostly_ones_own_to_answer
     """In four coordinates chance makes a relative much nearer at times; what is one's own is answered as alone."""
     strategy, _ = run
     for client_id in strategy.client_ids:
-        experts, alone = strategy.experts(Blocks(), client_id), strategy.personalize(Blocks(), client_id)
+        experts, alone = strategy.experts(Blocks(), client_id, margin=3), strategy.personalize(Blocks(), client_id)
         x = questions(client_id.split("-")[0], 20, 5)
 
         owners = experts.route(experts.read([x]))

@@ -8,9 +8,11 @@ from torch import nn
 
 from lightning_pfl import methods
 from lightning_pfl.callbacks.colora import CoLoRA
+from lightning_pfl.callbacks.routing_keys import RoutingKeys
 from lightning_pfl.federation import Client
 from lightning_pfl.federation.turn import unpack_state
 from tests.federation.runs import assert_equal_states, strategy_of
+from tests.federation.test_experts import Inputs
 from tests.federation.test_resume import fit, outcome
 from tests.federation.test_strategy import FixedSketch
 from tests.federation.tiny import Blocks, WideBlocks
@@ -54,6 +56,8 @@ METHODS = {
     "hetlora": partial(methods.hetlora, ranks=RANKS, decay=0.5, penalty=3.0),
     "flora": partial(methods.flora, ranks=RANKS),
     "ours": methods.ours,
+    "routed": methods.routed,
+    "routed_local": methods.routed_local,
     "frozen_mixture": methods.frozen_mixture,
     "pulled_to_all": methods.pulled_to_all,
     "paper": methods.paper,
@@ -77,7 +81,7 @@ def test_two_families_train_and_resuming_equals_not_stopping(tmp_path, make):
         method = make(SMALL)
         clients = ["a", "b", Client("wide", model=WideBlocks)]
         strategy = strategy_of(clients, share=(), aggregator=method.aggregator, local_steps=2)
-        callbacks = [*method.callbacks, FixedSketch()]
+        callbacks = [*method.callbacks, FixedSketch(), *([] if method.margin is None else [RoutingKeys(Inputs())])]
         module = Blocks()
         fit(folder, strategy, rounds, module=module, callbacks=callbacks, horizon=2, **arguments)
         return strategy, module
