@@ -76,6 +76,7 @@ class Protocol:
         num_others: questions per task that a client is asked of all others.
         self_at: after how many rounds own tasks are tested; the last must be all of them.
         others_at: after how many rounds the others' tasks are tested.
+        clients: every client's tasks in the order of time, by id, where they are not all that there are.
         times: which of a client's tasks in time are used, from 0.
         num_clients: the first so many clients; None: all.
         probe_every: optimizer steps from one sketch of a client's task to the next.
@@ -100,6 +101,7 @@ class Protocol:
     num_others: int
     self_at: Sequence[int]
     others_at: Sequence[int]
+    clients: Mapping[str, Sequence[str]] | None = None
     times: Sequence[int] = (0, 1, 2, 3)
     num_clients: int | None = None
     probe_every: int = 4

@@ -160,7 +160,8 @@ def clients_of(comparison: Comparison, world: World) -> tuple[ClientTasks, ...]:
     Raises:
         ValueError: a time or a number of clients that the world does not have.
     """
-    protocol, there = comparison.protocol, world.clients()
+    protocol = comparison.protocol
+    there = world.clients() if protocol.clients is None else protocol.clients
     count = len(there) if protocol.num_clients is None else protocol.num_clients
     most = min(len(tasks) for tasks in there.values())
     if not 1 < count <= len(there) or not protocol.times or not set(protocol.times) <= set(range(most)):

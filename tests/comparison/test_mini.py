@@ -193,6 +193,14 @@ def test_clients_and_times_can_be_fewer(folder):
         clients_of(dataclasses.replace(MINI, protocol=dataclasses.replace(protocol, times=(4,))), DrawnWorld(folder))
 
 
+def test_clients_tasks_can_be_chosen(folder):
+    named = {"client-1": ["shape-255", "colour-80"], "client-3": ["colour-200", "shape-140"]}
+    protocol = dataclasses.replace(MINI.protocol, clients=named)
+    clients = clients_of(dataclasses.replace(MINI, protocol=protocol), DrawnWorld(folder / "drawn"))
+    assert {client.id: list(client.tasks) for client in clients} == named
+    assert [client.model for client in clients] == ["llama", "gemma"]
+
+
 def test_whole_models_run_through_the_same_code(bench_of, folder):
     """Static, on one model with adapters in two blocks, from pictures in every step."""
     protocol = dataclasses.replace(
