@@ -1,8 +1,9 @@
 """Package archives by exact version and digest, from the registries that the user's machine is configured for.
 
 Start at `fetch` (one archive in the cache) and `unpack` (its files in a folder). Both are idempotent, safe to call from
-several processes, and keep what they have: a finished item is never fetched again, a broken download is continued.
-An archive that was put into the cache by hand under its own name counts, if its digest is right.
+several processes, and keep what they have: a finished archive is never fetched again. One from npm or Debian that broke
+off is continued; a wheel, which pip fetches, is begun anew. An archive that was put into the cache by hand under its own
+name counts, if its digest is right.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import urllib.error
 import urllib.parse
 from abc import ABC, abstractmethod
@@ -73,7 +73,10 @@ class Package(ABC):
 @final
 @dataclass(frozen=True)
 class PyPIWheel(Package):
-    """A pure-Python wheel, fetched by `pip download`, which reads the user's index, proxy and certificates."""
+    """A pure-Python wheel, fetched by `pip download`, which reads the user's index, proxy and certificates.
+
+    pip keeps nothing of a download that breaks off, so the next one begins anew.
+    """
 
     kind: ClassVar[str] = "PyPI"
 
@@ -85,28 +88,25 @@ class PyPIWheel(Package):
     def _fetch_to(self, target: Path, report: Report | None) -> None:
         if report is not None:
             report(target.name, 0, None)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".pip-") as folder:
-            command = [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "--quiet",
-                "--no-deps",
-                "--only-binary=:all:",
-                "--dest",
-                folder,
-            ]
+        folder = target.with_name(f".{target.name}.pip")
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        try:
             run = subprocess.run(
-                [*command, f"{self.name}=={self.version}"], capture_output=True, text=True, check=False
+                [*command, "--dest", str(folder), f"{self.name}=={self.version}"],
+                capture_output=True,
+                text=True,
+                check=False,
             )
-            wheels = list(Path(folder).glob("*.whl"))
+            wheels = list(folder.glob("*.whl"))
             if run.returncode or len(wheels) != 1:
                 lines = [line for line in run.stderr.splitlines() if line and not line.startswith("WARNING")]
                 raise OSError(f"`pip download` said: {' '.join(lines[-3:]) or 'nothing'}")
             if (found := sha256_of(wheels[0])) != self.sha256:
                 raise DigestError(f"{wheels[0].name} must have sha256 {self.sha256}, but has {found}. It was not kept.")
             os.replace(wheels[0], target)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @final

