@@ -2,23 +2,29 @@
 
 Reads `benchmarks/suite_probe.jsonl` (from suite_headroom.py) and `benchmarks/suite_central.jsonl` (from
 suite_central.py) and fills the part between two marks of docs/guides/suite.md. What was not measured is a dash.
+
+All draws of a task ask the same test questions, so errors are those of one draw: of a share p of m questions,
+sqrt(p (1 - p) / m); of a gain, from the questions that changed sides.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import mean
 
-from lightning_pfl.benchmark.suite.catalogue import find_tasks
+from lightning_pfl.benchmark.suite.catalogue import TASKS, UNSEEN
+from lightning_pfl.benchmark.suite.graph import LINKS, relatedness, relatives
 from lightning_pfl.benchmark.suite.recipes import SUITE, TaskSpec
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "guides" / "suite.md"
-SIZES = (16, 64, 320)
-MODELS = ("smollm2", "gemma3")
+PROBE, CENTRAL = (16, 64, 320), (16, 32)
+MODELS = {"smollm2": "SmolLM2", "gemma3": "Gemma 3"}
+SPECS = (*TASKS, *UNSEEN)
+Rows = Sequence[dict]
 
 
 def read(name: str) -> list[dict]:
@@ -31,78 +37,163 @@ def percent(value: float) -> str:
     return f"{100 * value:.0f}"
 
 
-def arrow(rows: Sequence[dict]) -> str:
-    """Own data alone -> with relatives; one number where there is no relative."""
+def gain(rows: Rows) -> tuple[float, float]:
+    """Points that relatives' data add, and their standard error."""
+    count, won, lost = (mean(row[name] for row in rows) for name in ("examples", "won", "lost"))
+    return 100 * (won - lost) / count, 100 * max(won + lost - (won - lost) ** 2 / count, 0) ** 0.5 / count
+
+
+def cell(rows: Rows) -> str:
+    """Accuracy of own data -> with relatives' data, or one number where there is no relative."""
     if not rows:
         return "-"
     alone, pooled = (mean(row[name] for row in rows) for name in ("test", "pooled_test"))
-    return f"{percent(alone)} → {percent(pooled)}" if rows[0]["relatives"] else percent(alone)
+    if not rows[0]["relatives"]:
+        return percent(alone)
+    return f"{percent(alone)} → {percent(pooled)} ({gain(rows)[0]:+.0f})"
 
 
-def gain(rows: Sequence[dict]) -> str:
-    """Mean gain in points and its standard error, from the test examples that changed sides."""
-    if not rows or not rows[0]["relatives"]:
-        return ""
-    count, won, lost = rows[0]["examples"], mean(r["won"] for r in rows), mean(r["lost"] for r in rows)
-    error = max(won + lost - (won - lost) ** 2 / count, 0) ** 0.5 / count
-    return f" ({100 * (won - lost) / count:+.0f} ± {100 * error:.0f})"
+def helpers(rows: Rows, task: str) -> str:
+    """Ids of the relatives whose data were used; in brackets where the link is weak."""
+    names = dict.fromkeys(name for row in rows for name in row["relatives"])
+    return " ".join(name if name in relatives(task) else f"({name})" for name in names)
 
 
-def central(rows: Sequence[dict], n: int) -> str:
-    found = [row for row in rows if row["n"] == n]
-    if not found:
-        return "-"
-    (row,) = found[-1:]
-    alone = percent(row["alone_test"])
-    return f"{alone} → {percent(row['pooled_test'])}" if "pooled_test" in row else alone
-
-
-def line(spec: TaskSpec, probed: Sequence[dict], trained: Sequence[dict]) -> str:
-    mine = [row for row in probed if row["task"] == spec.id]
+def line(spec: TaskSpec, probed: Rows, trained: Rows) -> str:
+    mine, central = ([row for row in rows if row["task"] == spec.id] for rows in (probed, trained))
     cells = [spec.name, percent(mine[0]["chance"]) if mine else "-"]
-    for n in SIZES:
-        rows = [row for row in mine if row["n"] == n]
-        cells.append(arrow(rows) + gain(rows))
+    cells += [cell([row for row in mine if row["n"] == n]) for n in PROBE]
     for model in MODELS:
-        of_model = [row for row in trained if row["task"] == spec.id and row["model"] == model]
-        cells += [central(of_model, n) for n in SIZES[1:]]
-    cells.append(" ".join(mine[0]["relatives"]) if mine else "")
-    return "| " + " | ".join(cells) + " |"
+        cells += [cell([row for row in central if row["model"] == model and row["n"] == n]) for n in CENTRAL]
+    return "| " + " | ".join([*cells, helpers(mine, spec.id)]) + " |"
 
 
-def overall(probed: Sequence[dict]) -> str:
-    """Mean gain of the trained tasks with strong relatives, over tasks and draws."""
-    parts = []
-    for n in SIZES:
-        gains: dict[str, list[float]] = {}
-        for row in probed:
-            if row["n"] == n and row["relatives"] and row["task"][0] != "U":
-                gains.setdefault(row["task"], []).append(row["pooled_test"] - row["test"])
-        if gains:
-            means = [mean(values) for values in gains.values()]
-            spread = (sum((value - mean(means)) ** 2 for value in means) / max(len(means) - 1, 1) / len(means)) ** 0.5
-            parts.append(f"{100 * mean(means):+.1f} ± {100 * spread:.1f} at n = {n} ({len(means)} tasks)")
-    return "; ".join(parts)
+def families() -> list[tuple[str, tuple[str, ...]]]:
+    """Trained tasks that strong links hold together, with what they share."""
+    trained = {spec.id for spec in TASKS}
+    found: list[set[str]] = []
+    for link in LINKS:
+        if link.strong and trained >= set(link.tasks):
+            touched = [family for family in found if family & set(link.tasks)]
+            found = [family for family in found if family not in touched] + [set(link.tasks).union(*touched)]
+    order = [spec.id for spec in TASKS]
+    named = []
+    for family in found:
+        reasons = dict.fromkeys(link.reason for link in LINKS if link.strong and set(link.tasks) <= family)
+        named.append(("; ".join(reasons), tuple(sorted(family, key=order.index))))
+    return sorted(named, key=lambda one: order.index(one[1][0]))
+
+
+def together(rows: Rows, tasks: Iterable[str]) -> tuple[float, float] | None:
+    """Mean gain of tasks and its standard error; None unless all were measured."""
+    of_task = [[row for row in rows if row["task"] == task] for task in tasks]
+    if not of_task or not all(of_task):
+        return None
+    gains = [gain(rows) for rows in of_task]
+    return mean(value for value, _ in gains), sum(error**2 for _, error in gains) ** 0.5 / len(gains)
+
+
+def columns(probed: Rows, trained: Rows) -> list[Rows]:
+    """Rows of the probe by n, then of training by n, models together."""
+    return [[row for row in rows if row["n"] == n] for rows, sizes in ((probed, PROBE), (trained, CENTRAL)) for n in sizes]
+
+
+def said(found: tuple[float, float] | None) -> str:
+    return "-" if found is None else f"{found[0]:+.1f} ± {1.96 * found[1]:.1f}"
+
+
+def table(heads: Sequence[str], lines: Sequence[str]) -> list[str]:
+    return ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|", *lines]
+
+
+def family_table(probed: Rows, trained: Rows) -> list[str]:
+    heads = ["what is shared", "tasks", *(f"probe, n = {n}" for n in PROBE), *(f"trained, n = {n}" for n in CENTRAL)]
+    lines = []
+    kinds = [*families(), ("all of these", tuple(name for _, names in families() for name in names))]
+    for reason, tasks in kinds:
+        cells = [said(together(rows, tasks)) for rows in columns(probed, trained)]
+        names = f"{len(tasks)} tasks" if reason == "all of these" else " ".join(tasks)
+        lines.append("| " + " | ".join([reason, names, *cells]) + " |")
+    return table(heads, lines)
+
+
+def low(rows: Rows, which: Callable[[dict], float]) -> tuple[float, float]:
+    """Accuracy, and the lower end of its 95 % interval."""
+    share, count = mean(map(which, rows)), rows[0]["examples"]
+    return share, share - 1.96 * (max(share * (1 - share), 0.01) / count) ** 0.5
+
+
+def at_chance(rows: Rows, tasks: Iterable[str]) -> str:
+    """Tasks whose interval reaches down to chance, whether alone or with relatives."""
+    found = []
+    for task in tasks:
+        mine = [row for row in rows if row["task"] == task]
+        if not mine:
+            continue
+        share, end = max(low(mine, lambda row: row["test"]), low(mine, lambda row: row["pooled_test"]))
+        if end <= mine[0]["chance"]:
+            found.append(f"{task} ({percent(share)} ± {percent(share - end)}, chance {percent(mine[0]['chance'])})")
+    return ", ".join(found) or "none"
+
+
+def shares() -> list[float]:
+    """At each time: the mean share of a uniform row of the other clients that strong relatives hold."""
+    found = []
+    for time in range(4):
+        names = [spec.id for spec in TASKS if spec.time == time]
+        strong = [[value == 1.0 for value in row] for row in relatedness(names)]
+        found.append(mean((sum(row) - 1) / (len(names) - 1) for row in strong))
+    return found
+
+
+def short_of(probed: Rows, trained: Rows, points: float = 5.0) -> list[str]:
+    """Families whose mean gain is below so many points, by column."""
+    titles = [f"the probe at n = {n}" for n in PROBE] + [f"training at n = {n}" for n in CENTRAL]
+    said_of = []
+    for title, rows in zip(titles, columns(probed, trained), strict=True):
+        gains = {" ".join(tasks): together(rows, tasks) for _, tasks in families()}
+        measured = {name: found for name, found in gains.items() if found is not None}
+        if measured:
+            below = [name for name, found in measured.items() if found[0] < points]
+            said_of.append(f"- {title}: {len(below)} of {len(measured)}" + (f" ({'; '.join(below)})" if below else ""))
+    return said_of
 
 
 def main() -> None:
     probed, trained = read("suite_probe.jsonl"), read("suite_central.jsonl")
-    heads = ["task", "chance", *(f"probe, n = {n}" for n in SIZES)]
-    heads += [f"{model}, n = {n}" for model in MODELS for n in SIZES[1:]] + ["relatives"]
-    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
-    lines += [line(spec, probed, trained) for spec in find_tasks([])]
-    specs = {spec.id for spec in find_tasks([])}
-    lines += [
+    heads = ["task", "chance", *(f"probe, n = {n}" for n in PROBE)]
+    heads += [f"{title}, n = {n}" for title in MODELS.values() for n in CENTRAL] + ["relatives"]
+    ids = [spec.id for spec in SPECS]
+    most = [row for row in probed if row["n"] == PROBE[-1]]
+    last = {model: [row for row in trained if row["model"] == model and row["n"] == CENTRAL[-1]] for model in MODELS}
+    text = [
+        "Points that relatives' data add, per family, with 95 % intervals:",
         "",
-        f"Mean gain of the probe over the trained tasks with relatives: {overall(probed)}.",
+        *family_table(probed, trained),
         "",
-        f"Measured: the probe on {len({row['task'] for row in probed} & specs)} of {len(specs)} tasks, centralised "
-        f"training on {len({row['task'] for row in trained} & specs)}.",
-    ]
+        "Families with less than 5 points of headroom:",
+        "",
+        *short_of(probed, trained),
+        "",
+        "Tasks on which the interval of the accuracy reaches down to chance:",
+        "",
+        f"- the probe at n = {PROBE[-1]}: {at_chance(most, ids)}",
+        *(f"- {MODELS[model]}, trained on n = {CENTRAL[-1]}: {at_chance(rows, ids)}" for model, rows in last.items()),
+        "",
+        "Strong relatives hold " + ", ".join(f"{share:.2f}" for share in shares()) + " of a uniform row of the other "
+        "clients, at the four times in turn.",
+        "",
+        *table(heads, [line(spec, probed, trained) for spec in SPECS]),
+        "",
+        f"Measured: the probe on {len({row['task'] for row in probed})} of {len(SPECS)} tasks, centralised training on "
+        f"{len({row['task'] for row in trained})}.",
+    ]  # fmt: skip
     page = PAGE.read_text(encoding="utf8")
-    text = "\n".join(lines)
     page = re.sub(
-        r"(<!-- headroom -->\n).*?(<!-- end headroom -->)", lambda m: m[1] + text + "\n" + m[2], page, flags=re.S
+        r"(<!-- headroom -->\n).*?(<!-- end headroom -->)",
+        lambda mark: mark[1] + "\n".join(text) + "\n" + mark[2],
+        page,
+        flags=re.S,
     )
     PAGE.write_text(page, encoding="utf8")
 

@@ -108,7 +108,7 @@ def read_task(
 
     Raises:
         UnknownTaskError: no records of that name for train or test; the message says what there is.
-        RecordError: see `read_records`.
+        RecordError: see `read_records`; or a file for train or test that holds none.
     """
     root = as_path(root)
     paths = {split: records_path(root, dataset, subset_id, split) for split in SPLITS}
@@ -116,6 +116,12 @@ def read_task(
         if not paths[split].exists():
             raise UnknownTaskError(f"{paths[split]} does not exist. {_what_there_is(root, dataset, split)}")
     train, test = (read_records(paths[split], root=root, is_open=is_open) for split in ("train", "test"))
+    for split, examples in (("train", train), ("test", test)):
+        if not examples:
+            raise RecordError(
+                f"{paths[split]} holds no records. Download it again; a client without data in a stretch of time has "
+                "the data set `dummy` in its scenario."
+            )
     if paths["val"].exists():
         val = read_records(paths["val"], root=root, is_open=is_open)
     else:

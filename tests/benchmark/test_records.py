@@ -112,6 +112,16 @@ def test_a_mistake_names_file_and_record(picture, tmp_path, record, message):
     assert str(caught.value).startswith(str(path))
 
 
+@pytest.mark.parametrize("empty", ["train", "test"])
+def test_a_task_without_records_is_refused(picture, tmp_path, empty):
+    """It would be sat out like an idle slot, or scored on nothing."""
+    for split in ("train", "test"):
+        _write(tmp_path, [] if split == empty else [_record()], split=split)
+
+    with pytest.raises(RecordError, match=rf"Set/{empty}/dataset-2.json holds no records.*`dummy`"):
+        read_task(tmp_path, "Set", 2)
+
+
 def test_a_file_that_is_no_list_of_records_is_refused(tmp_path):
     path = _write(tmp_path, {})
     with pytest.raises(RecordError, match="must hold a list of records, but holds a dict"):
