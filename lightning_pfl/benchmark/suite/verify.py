@@ -16,7 +16,7 @@ from lightning_pfl.benchmark.images import View, open_square
 from lightning_pfl.benchmark.near_duplicates import alike
 from lightning_pfl.benchmark.records import RecordError, read_task
 from lightning_pfl.benchmark.suite.build import read_manifest, views_of
-from lightning_pfl.benchmark.suite.catalogue import find_task
+from lightning_pfl.benchmark.suite.catalogue import UnknownTaskError, find_task
 from lightning_pfl.benchmark.suite.digests import expected_digests, pixels_of, record_digests, task_digests
 from lightning_pfl.benchmark.suite.library import SPLITS, Library
 from lightning_pfl.benchmark.suite.recipes import SUITE, Sizes, build_task
@@ -70,7 +70,11 @@ def verify(
         if manifest["suite"] != SUITE:
             problems.append(Problem(path.parent.name, f"was built by {manifest['suite']}, but this is {SUITE}"))
             continue
-        spec = find_task(str(manifest["task"]))
+        try:
+            spec = find_task(str(manifest["task"]))
+        except UnknownTaskError as error:
+            problems.append(Problem(path.parent.name, str(error.args[0])))
+            continue
         sizes, pixels = Sizes(**manifest["sizes"]), int(manifest["pixels"])
         task = build_task(spec, library, sizes)
         tasks.append(task)

@@ -167,6 +167,17 @@ def test_a_truncated_picture_is_found(copy, library):
     assert any(str(victim) in problem.what and "damaged" in problem.what for problem in problems)
 
 
+def test_an_unknown_task_is_found(copy, library):
+    manifest = copy / "K9-quality-what" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"task": "K9-quality-what"', '"task": "K99-quality-what"'))
+
+    (problem,) = verify(copy, library, near=False)
+
+    assert problem.task == "K9-quality-what"
+    assert "must be a task of the suite" in problem.what
+    assert "'K99-quality-what'" in problem.what
+
+
 def test_a_missing_picture_is_found(copy, library):
     victim = sorted((copy / "K9-quality-what" / "images").glob("*.png"))[0]
     victim.unlink()
