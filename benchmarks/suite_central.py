@@ -1,11 +1,11 @@
 """Centralised training of the suite's tasks: what a model reaches on a task's own data, and on its relatives' too.
 
-    python benchmarks/suite_central.py [TASK ...] [--models smollm2 gemma3] [--sizes 16 32] [--seeds 2]
+    python benchmarks/suite_central.py [TASK ...] [--models smollm2 gemma3] [--sizes 16 128] [--seeds 1]
 
 For every model of the small protocol (`lightning_pfl/comparison/protocols/small.yaml`: whole, adapters in its last
 layer) and number n of training examples: adapters are trained on n examples of a task, and then again, for as many
-steps, on those and n of every task with a strong link that clients train on. The number of steps is what one client has
-for all of its tasks. Nothing is chosen on the way: test accuracy is of the last step, learning rates are the protocol's.
+steps, on those and n of every task with a strong link that clients train on. The number of steps is what a client has
+for one task. Nothing is chosen on the way: test accuracy is of the last step, learning rates are the protocol's.
 
 What lies below the last layer is run once per example and kept on disk, and the examples are those of the comparison:
 where a comparison of that protocol has been prepared, little is left to run. Rows are kept line by line, so the script
@@ -44,6 +44,7 @@ from lightning_pfl.comparison.plan import Protocol, read_protocol
 from lightning_pfl.comparison.reading import Reader
 
 TRAINED = {spec.id: spec for spec in TASKS}
+SIDES = ("train", "test")
 
 
 @final
@@ -63,7 +64,7 @@ class Model:
         self._protocol = protocol
 
     def trained(self, data: Sequence[Dataset], seed: int) -> VisionLanguageModule:
-        """A copy of the last layer after a client's steps on all of the data together."""
+        """A copy of the last layer after one task's steps on all of the data together."""
         protocol = self._protocol
         L.seed_everything(seed, verbose=False)
         module = copy.deepcopy(self._last)
@@ -72,7 +73,7 @@ class Model:
         adapters = CoLoRA(protocol.rank, protocol.alpha, num_blocks=protocol.num_blocks, exclude_modules=["projector"])
         trainer = L.Trainer(
             accelerator="cpu",
-            max_steps=protocol.num_rounds * protocol.steps,
+            max_steps=steps_of(protocol),
             max_epochs=-1,
             callbacks=[adapters],
             logger=False,
@@ -84,7 +85,9 @@ class Model:
         return module.eval()
 
 
-SIDES = ("train", "test")
+def steps_of(protocol: Protocol) -> int:
+    """Of a client, on one task."""
+    return round(protocol.rounds_per_task * protocol.steps)
 
 
 def right(module: VisionLanguageModule, questions: Examples) -> Tensor:
@@ -112,7 +115,7 @@ def main() -> None:
     parser.add_argument("tasks", nargs="*")
     parser.add_argument("--models", nargs="+", choices=sorted(protocol.models), default=list(protocol.models))
     parser.add_argument("--sizes", type=int, nargs="+", default=[16, protocol.num_train])
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("suite_central.jsonl"))
     options = parser.parse_args()
     for name in ("lightning.pytorch", "lightning_pfl"):
@@ -121,17 +124,19 @@ def main() -> None:
         parser.error(f"the protocol has {protocol.num_train} training examples per task")
     library, store = load_library(), FeatureStore(EfficientNetTokens())
     rows = [json.loads(line) for line in options.results.read_text().splitlines()] if options.results.exists() else []
-    about = {"suite": SUITE, "steps": protocol.num_rounds * protocol.steps, "batch": protocol.batch_size}
-    done = [{name: row[name] for name in (*about, "task", "model", "n", "seed")} for row in rows]
+    about = {"suite": SUITE, "steps": steps_of(protocol), "batch": protocol.batch_size}
+    said = (*about, "task", "model", "lr", "lr_pq", "n", "seed")
+    done = [{name: row[name] for name in said} for row in rows]
     sizes = Sizes(protocol.num_train, 1, protocol.num_self)
     tasks = {spec.id: build_task(spec, library, sizes) for spec in TASKS}
     wanted = [spec.id for spec in find_tasks(options.tasks) if spec.id in TRAINED]
     models: dict[str, Model] = {}
     for seed in range(options.seeds):
         for key in options.models:
+            rates = {"lr": protocol.models[key].lr, "lr_pq": protocol.models[key].lr_pq}
             for n in options.sizes:
                 for task in wanted:
-                    row = {**about, "task": task, "model": key, "n": n, "seed": seed}
+                    row = {**about, "task": task, "model": key, **rates, "n": n, "seed": seed}
                     if row in done:
                         continue
                     if key not in models:
