@@ -95,7 +95,9 @@ def together(rows: Rows, tasks: Iterable[str]) -> tuple[float, float] | None:
 
 def columns(probed: Rows, trained: Rows) -> list[Rows]:
     """Rows of the probe by n, then of training by n, models together."""
-    return [[row for row in rows if row["n"] == n] for rows, sizes in ((probed, PROBE), (trained, CENTRAL)) for n in sizes]
+    return [
+        [row for row in rows if row["n"] == n] for rows, sizes in ((probed, PROBE), (trained, CENTRAL)) for n in sizes
+    ]
 
 
 def said(found: tuple[float, float] | None) -> str:
