@@ -2,8 +2,8 @@
 
 Start at `fetch` (one archive in the cache) and `unpack` (its files in a folder). Both are idempotent, safe to call from
 several processes, and keep what they have: a finished archive is never fetched again. One from npm or Debian that broke
-off is continued; a wheel, which pip fetches, is begun anew. An archive that was put into the cache by hand under its own
-name counts, if its digest is right.
+off is continued; a wheel, which pip fetches, is begun anew. An archive that was put into the cache by hand under its
+own name counts, if its digest is right.
 """
 
 from __future__ import annotations
