@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean
 
 from lightning_pfl.benchmark.suite.catalogue import TASKS, UNSEEN
-from lightning_pfl.benchmark.suite.graph import LINKS, relatedness, relatives
+from lightning_pfl.benchmark.suite.graph import LINKS, relatives
 from lightning_pfl.benchmark.suite.recipes import SUITE, TaskSpec
 
 HERE = Path(__file__).parent
@@ -135,17 +135,27 @@ def at_chance(rows: Rows, tasks: Iterable[str]) -> str:
         share, end = max(low(mine, lambda row: row["test"]), low(mine, lambda row: row["pooled_test"]))
         if end <= mine[0]["chance"]:
             found.append(f"{task} ({percent(share)} ± {percent(share - end)}, chance {percent(mine[0]['chance'])})")
-    return ", ".join(found) or "none"
+    measured = {row["task"] for row in rows}
+    return (", ".join(found) or "none") + f" of {len(measured)} measured"
 
 
-def shares() -> list[float]:
-    """At each time: the mean share of a uniform row of the other clients that strong relatives hold."""
+def shares(*, so_far: bool) -> str:
+    """At each time: the mean share of a uniform row of the other clients that strong relatives of the task of now hold.
+
+    Of the others, the tasks of now count, or all that they have had so far.
+    """
+    at = {(spec.client, spec.time): spec.id for spec in TASKS}
+    clients = {client for client, _ in at}
     found = []
-    for time in range(4):
-        names = [spec.id for spec in TASKS if spec.time == time]
-        strong = [[value == 1.0 for value in row] for row in relatedness(names)]
-        found.append(mean((sum(row) - 1) / (len(names) - 1) for row in strong))
-    return found
+    for now in range(4):
+        times = range(now + 1) if so_far else (now,)
+        held = [
+            any(at[other, time] in relatives(at[client, now]) for time in times)
+            for client in clients
+            for other in clients - {client}
+        ]
+        found.append(f"{mean(held):.2f}")
+    return ", ".join(found)
 
 
 def short_of(probed: Rows, trained: Rows, points: float = 5.0) -> list[str]:
@@ -175,15 +185,15 @@ def main() -> None:
         "",
         "Families with less than 5 points of headroom:",
         "",
-        *short_of(probed, trained),
+        *(short_of(probed, trained) or ["- not measured"]),
         "",
         "Tasks on which the interval of the accuracy reaches down to chance:",
         "",
         f"- the probe at n = {PROBE[-1]}: {at_chance(most, ids)}",
         *(f"- {MODELS[model]}, trained on n = {CENTRAL[-1]}: {at_chance(rows, ids)}" for model, rows in last.items()),
         "",
-        "Strong relatives hold " + ", ".join(f"{share:.2f}" for share in shares()) + " of a uniform row of the other "
-        "clients, at the four times in turn.",
+        f"Strong relatives of a client's task hold {shares(so_far=False)} of a uniform row of the other clients at the "
+        f"four times in turn, and {shares(so_far=True)} if all tasks count that the others have had so far.",
         "",
         *table(heads, [line(spec, probed, trained) for spec in SPECS]),
         "",

@@ -40,3 +40,13 @@ def test_at_no_time_do_strong_relatives_hold_more_than_a_fifth_of_a_uniform_row(
         assert len(related) / len(others) <= 0.2 or len(related) <= 2
     shares = [sum(o.id in relatives(s.id) for o in now) / 9 for s in now]
     assert sum(shares) / len(shares) <= 0.2
+
+
+def test_strong_relatives_come_at_the_same_time_twice_only():
+    """The guide says so; tasks stand in the places of the published ones."""
+    place = {spec.id: (spec.time, spec.client) for spec in TASKS}
+    pairs = [link.tasks for link in LINKS if link.strong and set(link.tasks) <= set(place)]
+
+    together = [(one, two) for one, two in pairs if place[one][0] == place[two][0]]
+
+    assert set(together) == {("B1", "K9"), ("B6", "B10")}
