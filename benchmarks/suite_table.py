@@ -136,7 +136,7 @@ def at_chance(rows: Rows, tasks: Iterable[str]) -> str:
         if end <= mine[0]["chance"]:
             found.append(f"{task} ({percent(share)} ± {percent(share - end)}, chance {percent(mine[0]['chance'])})")
     measured = {row["task"] for row in rows}
-    return (", ".join(found) or "none") + f" of {len(measured)} measured"
+    return f"{len(found)} of {len(measured)}" + (f": {', '.join(found)}" if found else "")
 
 
 def shares(*, so_far: bool) -> str:
@@ -176,8 +176,12 @@ def main() -> None:
     heads = ["task", "chance", *(f"probe, n = {n}" for n in PROBE)]
     heads += [f"{title}, n = {n}" for title in MODELS.values() for n in CENTRAL] + ["relatives"]
     ids = [spec.id for spec in SPECS]
-    most = [row for row in probed if row["n"] == PROBE[-1]]
-    last = {model: [row for row in trained if row["model"] == model and row["n"] == CENTRAL[-1]] for model in MODELS}
+    parts = [(f"the probe at n = {n}", [row for row in probed if row["n"] == n]) for n in PROBE]
+    parts += [
+        (f"{title}, trained on n = {n}", [row for row in trained if row["model"] == model and row["n"] == n])
+        for model, title in MODELS.items()
+        for n in CENTRAL
+    ]
     text = [
         "Points that relatives' data add, per family, with 95 % intervals:",
         "",
@@ -187,10 +191,9 @@ def main() -> None:
         "",
         *(short_of(probed, trained) or ["- not measured"]),
         "",
-        "Tasks on which the interval of the accuracy reaches down to chance:",
+        "Tasks on which the 95 % interval of the accuracy, alone or with relatives, reaches down to chance:",
         "",
-        f"- the probe at n = {PROBE[-1]}: {at_chance(most, ids)}",
-        *(f"- {MODELS[model]}, trained on n = {CENTRAL[-1]}: {at_chance(rows, ids)}" for model, rows in last.items()),
+        *(f"- {title}: {at_chance(rows, ids)}" for title, rows in parts),
         "",
         f"Strong relatives of a client's task hold {shares(so_far=False)} of a uniform row of the other clients at the "
         f"four times in turn, and {shares(so_far=True)} if all tasks count that the others have had so far.",

