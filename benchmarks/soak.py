@@ -149,6 +149,7 @@ class Outcome:
         faults: how often what went wrong.
         seconds: of processor time.
         wall: seconds of the clock.
+        resumed: how often a new Trainer went on from a checkpoint.
     """
 
     digest: str
@@ -156,6 +157,7 @@ class Outcome:
     faults: dict[str, int]
     seconds: float
     wall: float
+    resumed: int
 
     def growth(self) -> dict[str, float]:
         """By how much the median of the last quarter of readings is above that of the second."""
@@ -170,7 +172,7 @@ class Outcome:
 def soak(rounds: int, clients: int, *, rate: float, driver: float, seed: int, folder: Path) -> Outcome:
     """Run to the end, however often it has to be begun again."""
     WEATHER.rate, WEATHER.driver, WEATHER.random, WEATHER.seen = rate, driver, random.Random(seed), Counter()
-    readings, begun, wall = Readings(), time.process_time(), time.monotonic()
+    readings, begun, wall, resumed = Readings(), time.process_time(), time.monotonic(), 0
     gc.collect()
     gc.freeze()  # what is there already is not looked at again before every reading
 
@@ -189,13 +191,14 @@ def soak(rounds: int, clients: int, *, rate: float, driver: float, seed: int, fo
         trainer = L.Trainer(
             max_epochs=rounds,
             strategy=strategy,
-            callbacks=[Checkpoints(folder / "ck", save_top_k=0, save_last=True, every_n_epochs=5), readings],
+            callbacks=[Checkpoints(folder / "ck", save_top_k=1, save_last=True, every_n_epochs=5), readings],
             accelerator="cpu",
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
         module, there = Regression(), (folder / "ck" / "last.ckpt").exists()
+        resumed += there
         try:
             trainer.fit(module, ckpt_path="last" if there else None)
             break
@@ -211,6 +214,7 @@ def soak(rounds: int, clients: int, *, rate: float, driver: float, seed: int, fo
         dict(WEATHER.seen),
         time.process_time() - begun,
         time.monotonic() - wall,
+        resumed,
     )
 
 
@@ -244,7 +248,8 @@ def main() -> None:
         print(
             f"{arguments.rounds} rounds x {arguments.clients} clients {name}: {outcome.seconds:.0f} s of processor "
             f"time ({each:.1f} ms per turn), {outcome.wall:.0f} s; "
-            f"digest {outcome.digest[:16]}; growth {growth}; last reading {outcome.readings[-1]}; {outcome.faults}",
+            f"digest {outcome.digest[:16]}; growth {growth}; last reading {outcome.readings[-1]}; {outcome.faults}; "
+            f"went on from a checkpoint {outcome.resumed} times",
             flush=True,
         )
         if arguments.write is not None:

@@ -20,6 +20,7 @@ def levels(caplog):
 def test_random_faults_change_no_bytes_and_leave_nothing_behind(tmp_path):
     whole = soak(20, 4, rate=0.0, driver=0.0, seed=0, folder=tmp_path / "whole")
     faulty = soak(20, 4, rate=0.05, driver=0.1, seed=0, folder=tmp_path / "faulty")
+    assert faulty.resumed > 0  # and did not begin anew each time
 
     assert faulty.digest == whole.digest
     assert len(faulty.faults) >= 3, faulty.faults  # kinds of faults
