@@ -131,6 +131,11 @@ class CoLoraConfig(PeftConfig):
         """
         copy = CoLoraConfig(**{item.name: getattr(self, item.name) for item in fields(self)})
         if copy.placement is not None:
+            if not copy.placement:
+                raise ValueError(
+                    "`placement` must name the layers that are adapted, but is empty. Leave it out to have it decided "
+                    "from the model, or save the adapter again."
+                )
             layers, skipped = adaptable(module)
             if missing := sorted(set(copy.placement) - set(layers)):
                 raise ValueError(

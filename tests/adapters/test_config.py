@@ -55,6 +55,11 @@ def test_bases_depend_on_the_base_model_and_not_on_where_it_stands_or_what_is_ad
     assert identity(llama(), base_identity="mine") == "mine"
 
 
+def test_a_placement_without_layers_is_refused():
+    with pytest.raises(ValueError, match="but is empty"):
+        CoLoraConfig(r=2, num_blocks=2, placement={}).resolved(mlp())
+
+
 def test_a_placement_for_another_model_is_refused():
     resolved, _ = CoLoraConfig(r=2, num_blocks=2).resolved(llama())
 
