@@ -33,7 +33,7 @@ def cost(rules, rule, attack, protocol=FULL):
     return sum(lost) / len(lost)
 
 
-@pytest.mark.parametrize("rule", ["`CoordinateMedian`", "`TrimmedMean`", "`ClippedRelevance`"])
+@pytest.mark.parametrize("rule", ["`CoordinateMedian`", "`TrimmedMean`", "`Krum`", "`ClippedRelevance`"])
 @pytest.mark.parametrize("attack", ["sign flip x8", "scaling x8", "label flip", "collusion", "relevance, mean"])
 def test_a_fifth_of_liars_costs_the_honest_at_most_two_points(rule, attack):
     assert cost(PERSONAL, rule, attack) <= 2.0
