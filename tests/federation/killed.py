@@ -191,9 +191,18 @@ def killed_and_resumed(folder, instant, pool):
 
 def orphans(actors, mark):
     """Processes of a dead driver that do not end by themselves."""
-    deadline = time.monotonic() + PATIENCE
-    while (found := sorted({pid for pid in actors if alive(pid)} | marked(mark))) and time.monotonic() < deadline:
+
+    def living():
         bury()
+        return {pid for pid in actors if alive(pid)} | marked(mark)
+
+    return outliving(living)
+
+
+def outliving(living):
+    """Which processes of those that `living` finds are still there after some patience: a kill takes effect later."""
+    deadline = time.monotonic() + PATIENCE
+    while (found := sorted(living())) and time.monotonic() < deadline:
         time.sleep(0.1)
     return found
 

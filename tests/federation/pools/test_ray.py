@@ -19,7 +19,7 @@ from lightning_pfl.federation.client import Client
 from lightning_pfl.federation.pools import LocalPool, Pace, RayPool, SimulatedPool
 from lightning_pfl.federation.rules import RoundRules, UseLate
 from lightning_pfl.federation.tensor_file import TensorFile
-from tests.federation.killed import alive, marked
+from tests.federation.killed import alive, marked, outliving
 from tests.federation.places import Eventful, bytes_of, job, snapshot_of, two_rounds
 from tests.federation.runs import strategy_of, trainer_of
 from tests.federation.test_rounds import Watch, states
@@ -169,7 +169,7 @@ def test_a_client_that_hangs_is_cancelled_with_its_actor(pools, snapshots, tmp_p
     pool.cancel(["dawdles"])
 
     assert two_rounds(pool, WARDS) == alone(snapshots, WARDS)
-    assert not alive(pid)
+    assert not outliving(lambda: [one for one in [pid] if alive(one)])
 
 
 def test_rounds_go_on_without_a_client_that_hangs_and_give_what_simulated_ones_do(tmp_path, ray_session):
@@ -182,7 +182,7 @@ def test_rounds_go_on_without_a_client_that_hangs_and_give_what_simulated_ones_d
 
     assert outcomes[0] == outcomes[1]
     assert outcomes[0][1] == [(0, "dawdles"), (1, "dawdles")]
-    assert not [path for path in tmp_path.glob("*.pid") if alive(path.stem)]
+    assert not outliving(lambda: [path.stem for path in tmp_path.glob("*.pid") if alive(path.stem)])
 
 
 class InTurn(Tiny):
@@ -258,10 +258,7 @@ def test_a_ray_that_the_user_started_is_left_running_without_our_actors(pools, s
 
     pool.close()  # in the middle of a job
 
-    deadline = time.monotonic() + 20
-    while alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not alive(pid)
+    assert not outliving(lambda: [one for one in [pid] if alive(one)])
     assert ray.is_initialized()
     assert ray.get(ray.remote(lambda: 1).remote()) == 1
 
