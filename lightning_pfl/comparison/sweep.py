@@ -7,6 +7,7 @@ passed over.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -102,7 +103,5 @@ def sweep(
 def _line(record: Record, seconds: float) -> str:
     own, others = last_scores(record)
     split = ", ".join(f"{name} {value:.0f} s" for name, value in record.seconds.items())
-    return (
-        f"{record.method}, seed {record.seed}: Self {100 * own:.1f} %, Others {100 * others:.1f} %; "
-        f"{seconds:.0f} s of processor time ({split})"
-    )
+    asked = f"Self {100 * own:.1f} %" + ("" if math.isnan(others) else f", Others {100 * others:.1f} %")
+    return f"{record.method}, seed {record.seed}: {asked}; {seconds:.0f} s of processor time ({split})"

@@ -111,8 +111,10 @@ def tune(
             console.print(f"{one.name} is not finished; call tune again")
             continue
         own, others = last_scores(Record.read(path.read_text("utf8")))
-        value = own + comparison.tune_others * others if comparison.tune_others else own
-        console.print(f"{one.name}: Self {100 * own:.1f} %")
+        value, said = own, f"Self {100 * own:.1f} %"
+        if comparison.tune_others:  # else the others' questions were not asked
+            value, said = own + comparison.tune_others * others, f"{said}, Others {100 * others:.1f} %"
+        console.print(f"{one.name}: {said}")
         if one.method not in best or value > best[one.method][0]:
             best[one.method] = value, dict(one.settings)
     return {name: settings for name, (_, settings) in best.items() if settings}

@@ -166,14 +166,15 @@ def test_it_costs_the_others_adapters_and_keys(run):
 def test_batches_may_be_mappings_and_have_owners_given(run):
     strategy, _ = run
     experts = strategy.experts(Blocks(), "north-a")
-    x = questions("south", 2, 1)
+    x, seen = questions("south", 2, 1), []
 
     def inner(module, batch):
-        assert batch["pair"][1] is not None
+        seen.append(batch["pair"][1].tolist())
         return module(batch["pair"][0])
 
     found = experts.answer({"pair": (x, torch.arange(2))}, inner, owners=["north-a", "south-b"])
 
+    assert sorted(seen) == [[0], [1]]  # everything in a batch is dealt out alike
     assert torch.equal(found[:1], experts.answer([x[:1]], outputs, owners=["north-a"]))
     assert torch.equal(found[1:], experts.answer([x[1:]], outputs, owners=["south-b"]))
 

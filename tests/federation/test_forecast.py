@@ -14,14 +14,7 @@ from tests.federation.tiny import Blocks, ClientsOwnData, Tiny
 NODE = {"node": {"CPU": 8.0, "GPU": 1.0}}
 
 
-@pytest.fixture(autouse=True)
-def told(caplog, monkeypatch):
-    """Other tests of the process may have quietened Lightning, or imported its other package, which then speaks."""
-    for name in ("lightning.pytorch", "pytorch_lightning"):
-        for part in (name, f"{name}.utilities", f"{name}.utilities.rank_zero"):
-            logger = logging.getLogger(part)
-            monkeypatch.setattr(logger, "propagate", True)
-            caplog.set_level(logging.INFO, logger=part)
+pytestmark = pytest.mark.usefixtures("told")
 
 
 def wards(count, **arguments):

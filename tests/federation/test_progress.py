@@ -15,15 +15,7 @@ from lightning_pfl.federation.progress import Progress
 from tests.federation.runs import strategy_of, trainer_of
 from tests.federation.tiny import ClientsOwnData, Tiny
 
-
-@pytest.fixture(autouse=True)
-def told(caplog, monkeypatch):
-    """Other tests of the process may have quietened Lightning, or imported its other package, which then speaks."""
-    for name in ("lightning.pytorch", "pytorch_lightning"):
-        for part in (name, f"{name}.utilities", f"{name}.utilities.rank_zero"):
-            logger = logging.getLogger(part)
-            monkeypatch.setattr(logger, "propagate", True)
-            caplog.set_level(logging.INFO, logger=part)
+pytestmark = pytest.mark.usefixtures("told")
 
 
 def shown(text):
