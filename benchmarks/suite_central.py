@@ -2,7 +2,7 @@
 
     python benchmarks/suite_central.py [TASK ...] [--models smollm2 gemma3] [--sizes 16 128] [--seeds 1]
 
-For every model of the small protocol (`lightning_pfl/comparison/protocols/small.yaml`: whole, adapters in its last
+For every model of the suite protocol (`lightning_pfl/comparison/protocols/suite.yaml`: whole, adapters in its last
 layer) and number n of training examples: adapters are trained on n examples of a task, and then again, for as many
 steps, on those and n of every task with a strong link that clients train on. The number of steps is what a client has
 for one task. Nothing is chosen on the way: test accuracy is of the last step, learning rates are the protocol's.
@@ -110,7 +110,7 @@ def measured(model: Model, task: str, n: int, seed: int) -> dict[str, object]:
 
 
 def main() -> None:
-    protocol = read_protocol("small")
+    protocol = read_protocol("suite")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("tasks", nargs="*")
     parser.add_argument("--models", nargs="+", choices=sorted(protocol.models), default=list(protocol.models))

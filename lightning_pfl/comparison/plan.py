@@ -1,7 +1,7 @@
 """What a comparison is: one YAML file read into frozen dataclasses.
 
 Start at `Comparison` and `read_comparison`. How much is run stands in a `Protocol`, which several comparisons share:
-the file names it by its path, or by the name of a packaged one (`small`, `full`, `mini`).
+the file names it by its path, or by the name of a packaged one (`small`, `suite`, `full`, `mini`).
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Protocol:
     """How much is run.
 
     Attributes:
-        materials: "packaged": real models and the suite's tasks; "drawn": tiny models and drawn shapes.
+        materials: "suite": real models and the suite's tasks; "families": real models and families of tasks that gain
+            from each other's data; "drawn": tiny models and drawn shapes.
         models: by a short key.
         anchor: key of the model that the others are aligned to; it is also the relevance probe.
         kept_layers: only so many last layers are run in training, on states of the others that are computed once;
@@ -85,7 +86,7 @@ class Protocol:
         questions_at_once: how many questions a model is asked in one batch.
     """
 
-    materials: Literal["packaged", "drawn"]
+    materials: Literal["suite", "families", "drawn"]
     models: Mapping[str, Language]
     anchor: str
     kept_layers: int | None
@@ -285,7 +286,7 @@ def read_protocol(name: str) -> Protocol:
     """A packaged protocol, or one from a file.
 
     Args:
-        name: "small", "full", "mini", or a path.
+        name: "small", "suite", "full", "mini", or a path.
 
     Raises:
         ValueError: there is none.

@@ -1,4 +1,4 @@
-"""Clients, their tasks in time and how the tasks are related: the suite's, or drawn shapes.
+"""Clients, their tasks in time and how the tasks are related: the suite's, families with room to learn, or drawn shapes.
 
 Start at `World`. What a language model or a picture is made of is the demo's `Materials`.
 """
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import final
 
+from lightning_pfl.benchmark.families import DOMAINS, build_tasks
 from lightning_pfl.benchmark.suite.catalogue import TASKS, find_task
 from lightning_pfl.benchmark.suite.graph import relatedness
 from lightning_pfl.benchmark.suite.library import load_library
@@ -20,7 +21,7 @@ from lightning_pfl.comparison.plan import Protocol
 from lightning_pfl.demo.materials import Materials, PackagedMaterials
 from lightning_pfl.demo.tiny import TinyMaterials
 
-__all__ = ["DrawnWorld", "SuiteWorld", "World", "world_of"]
+__all__ = ["DrawnWorld", "FamilyWorld", "SuiteWorld", "World", "world_of"]
 
 
 class World(ABC):
@@ -73,6 +74,44 @@ class SuiteWorld(World):
 
 
 @final
+class FamilyWorld(World):
+    """Twenty clients on five families of tasks that gain from each other's data, on real models.
+
+    Four clients, each in a domain of its own, have a family at the same time; then all go on to the next family, in the
+    next domain. Models dealt out in turn give a client one relative on its own model and two on the other, and every
+    task is learnt by both models, at different times.
+    """
+
+    _FAMILIES = ("kind", "defect", "place", "count", "shape")
+
+    def __init__(self) -> None:
+        self.materials = PackagedMaterials()
+        self._built: dict[str, Task] = {}
+
+    def clients(self) -> Mapping[str, Sequence[str]]:
+        """Two tasks each."""
+        tasks: dict[str, Sequence[str]] = {}
+        for place, family in enumerate(self._FAMILIES):
+            following = self._FAMILIES[(place + 1) % len(self._FAMILIES)]
+            for number, domain in enumerate(DOMAINS[family]):
+                later = DOMAINS[following][(number + 1) % len(DOMAINS[following])]
+                tasks[f"{family}-{domain}"] = (f"{family}-{domain}", f"{following}-{later}")
+        return tasks
+
+    def task(self, name: str, sizes: Sizes) -> Task:
+        """Its family is built once."""
+        family = name.split("-")[0]
+        if name not in self._built:
+            for domain, task in zip(DOMAINS[family], build_tasks([family]), strict=True):
+                self._built[f"{family}-{domain}"] = task
+        return _cut(self._built[name], sizes)
+
+    def relatedness(self, tasks: Sequence[str]) -> list[list[float]]:
+        """1 within a family."""
+        return _same_family(tasks)
+
+
+@final
 class DrawnWorld(World):
     """Four clients that are asked for colours and shapes on backgrounds of their own, on tiny random models.
 
@@ -98,16 +137,26 @@ class DrawnWorld(World):
         if count not in self._drawn:
             drawn = shape_tasks(self._folder / f"tasks-{count}", backgrounds=self._GREYS, num_examples=count)
             self._drawn[count] = {task.name: task for task in drawn}
-        built = self._drawn[count][name]
-        sides = built.train[: sizes.train], built.val[: sizes.val], built.test[: sizes.test]
-        return Task(built.name, built.family, *sides, built.licences)
+        return _cut(self._drawn[count][name], sizes)
 
     def relatedness(self, tasks: Sequence[str]) -> list[list[float]]:
         """1 where both ask for the same."""
-        kinds = [task.split("-")[0] for task in tasks]
-        return [[float(one == two) for two in kinds] for one in kinds]
+        return _same_family(tasks)
 
 
 def world_of(protocol: Protocol, folder: Path) -> World:
     """The world that a protocol asks for; what is drawn lies below the folder."""
-    return SuiteWorld() if protocol.materials == "packaged" else DrawnWorld(folder / "drawn")
+    if protocol.materials == "drawn":
+        return DrawnWorld(folder / "drawn")
+    return SuiteWorld() if protocol.materials == "suite" else FamilyWorld()
+
+
+def _cut(task: Task, sizes: Sizes) -> Task:
+    """The first so many examples."""
+    sides = task.train[: sizes.train], task.val[: sizes.val], task.test[: sizes.test]
+    return Task(task.name, task.family, *sides, task.licences)
+
+
+def _same_family(tasks: Sequence[str]) -> list[list[float]]:
+    families = [task.split("-")[0] for task in tasks]
+    return [[float(one == two) for two in families] for one in families]

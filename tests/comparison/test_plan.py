@@ -38,7 +38,7 @@ def path(tmp_path):
     return tmp_path / "it.yaml"
 
 
-@pytest.mark.parametrize("name", ["mini", "small", "full"])
+@pytest.mark.parametrize("name", ["mini", "small", "suite", "full"])
 def test_packaged_protocols_end_with_an_evaluation(name):
     protocol = read_protocol(name)
     assert protocol.self_at[-1] == protocol.others_at[-1] == protocol.num_rounds
@@ -77,7 +77,7 @@ def test_the_key_changes_with_what_decides_a_result_and_with_nothing_else(path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("protocol: mini", "protocol: tiny", r"one of \['full', 'mini', 'small'\]"),
+        ("protocol: mini", "protocol: tiny", r"one of \['full', 'mini', 'small', 'suite'\]"),
         ("[llama, gemma]", "[llama, qwen]", "qwen"),
         ("scenario: dynamic", "scenario: sometimes", "sometimes"),
         ("methods.frozen_mixture", "methods.theirs", "theirs"),
@@ -112,7 +112,7 @@ def test_comparisons_of_the_repository_can_be_read_and_their_methods_be_made(pat
     given = {"adapters": CoLoRA, "outputs": len, "batches": len, "logits": len, "tasks": {}, "relations": {}}
     comparison = read_comparison(path)
     roles = [comparison.method(name).role for name in comparison.methods]
-    assert roles.count("local") == roles.count("control") == roles.count("ours") == 1
+    assert roles.count("local") == roles.count("control") == 1 <= roles.count("ours")
     for name in comparison.methods:
         assert make_method(comparison.method(name), given).passes >= 1
         for settings in settings_of(name, comparison.methods[name], comparison.tune, comparison.tune_budget):
