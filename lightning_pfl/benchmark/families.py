@@ -142,6 +142,33 @@ DOMAINS: Mapping[str, tuple[str, ...]] = {
 """The domains whose tasks make up each family."""
 
 
+_BUILDERS: Mapping[str, Callable[[str], Task]] = {
+    "animal": animal_task,
+    "food": food_task,
+    "kind": kind_task,
+    "defect": functools.partial(defect_task, degree=4),
+    "place": place_task,
+    "count": count_task,
+    "shape": shape_task,
+}
+
+
+def build_task(family: str, domain: str) -> Task:
+    """Build one task of a family, in one of `DOMAINS` or another one.
+
+    Args:
+        family: a name out of `DOMAINS`.
+        domain: as of `pictures_of`; classes of things need one that has names for them.
+
+    Raises:
+        ValueError: an unknown family or domain.
+        PackageUnavailableError: a package could not be fetched.
+    """
+    if family not in _BUILDERS:
+        raise ValueError(f"`family` must be one of {sorted(_BUILDERS)}, but is {family!r}.")
+    return _BUILDERS[family](domain)
+
+
 def build_tasks(families: Iterable[str] = tuple(DOMAINS)) -> tuple[Task, ...]:
     """Build all tasks of some families, family by family, in the order of `DOMAINS`.
 
@@ -152,21 +179,7 @@ def build_tasks(families: Iterable[str] = tuple(DOMAINS)) -> tuple[Task, ...]:
         ValueError: an unknown family.
         PackageUnavailableError: a package could not be fetched.
     """
-    builders: dict[str, Callable[[str], Task]] = {
-        "animal": animal_task,
-        "food": food_task,
-        "kind": kind_task,
-        "defect": functools.partial(defect_task, degree=4),
-        "place": place_task,
-        "count": count_task,
-        "shape": shape_task,
-    }
-    tasks = []
-    for family in families:
-        if family not in builders:
-            raise ValueError(f"`families` must be out of {sorted(builders)}, but has {family!r}.")
-        tasks += [builders[family](domain) for domain in DOMAINS[family]]
-    return tuple(tasks)
+    return tuple(build_task(family, domain) for family in families for domain in DOMAINS.get(family, ("",)))
 
 
 def class_task(

@@ -184,6 +184,9 @@ class Comparison:
         tune: hyper-parameters to choose among that all methods have; a method's own `tune` goes before.
         tune_budget: how many settings `tune` tries for every method that has several.
         tune_others: how much a point of Others counts when settings are compared, where a point of Self counts 1.
+        newcomers: tasks that no client has; after a run one newcomer per task and model starts from the others and
+            trains on its own task.
+        newcomer_steps: after how many of its optimizer steps a newcomer is tested; 0: before any.
     """
 
     title: str
@@ -197,9 +200,14 @@ class Comparison:
     tune: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     tune_budget: int = 6
     tune_others: float = 0.0
+    newcomers: Sequence[str] = ()
+    newcomer_steps: Sequence[int] = (0, 8, 16, 32, 64)
 
     def __post_init__(self) -> None:
         known = sorted(self.protocol.models)
+        steps = list(self.newcomer_steps)
+        if not steps or sorted(set(steps)) != steps or steps[0] < 0:
+            raise ValueError(f"`newcomer_steps` must be increasing numbers of steps from 0 on, but is {steps}.")
         if not self.assignment or not set(self.assignment) <= set(known):
             raise ValueError(f"`assignment` must name models of the protocol, {known}, but is {list(self.assignment)}.")
         if not self.methods or not self.seeds:
@@ -233,7 +241,9 @@ class Comparison:
     def key(self, name: str) -> str:
         """A digest of all that decides a method's runs, but for the seed: results with another key do not fit."""
         protocol = asdict(self.protocol)
-        about = [protocol, self.scenario, list(self.assignment), self.side, self.method(name).described()]
+        about: list[Any] = [protocol, self.scenario, list(self.assignment), self.side, self.method(name).described()]
+        if self.newcomers:
+            about.append([list(self.newcomers), list(self.newcomer_steps)])
         return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

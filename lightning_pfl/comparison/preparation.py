@@ -37,7 +37,7 @@ from lightning_pfl.demo.plan import ModelPlan
 from lightning_pfl.demo.progress import DemoProgress
 from lightning_pfl.relevance import CausalLMProbe
 
-__all__ = ["ClientTasks", "Prepared", "clients_of", "prepare", "relations_of"]
+__all__ = ["ClientTasks", "Prepared", "Unseen", "clients_of", "prepare", "relations_of"]
 
 _ALIGNMENT = "alignment-1"  # changes with how models are aligned here
 
@@ -59,6 +59,26 @@ class ClientTasks:
 
 @final
 @dataclass(frozen=True, eq=False)
+class Unseen:
+    """A task that no client has, as one model reads it.
+
+    Attributes:
+        task: its name.
+        model: key of the language model.
+        chance: accuracy of answering without looking.
+        train: what a newcomer has to train on.
+        questions: what it is asked.
+    """
+
+    task: str
+    model: str
+    chance: float
+    train: ClientExamples
+    questions: Examples
+
+
+@final
+@dataclass(frozen=True, eq=False)
 class Prepared:
     """What runs share.
 
@@ -73,6 +93,7 @@ class Prepared:
         alignment: of the models; None where there is only one.
         public: public pictures for distillation.
         relations: how related clients are in truth, ``[N, N]``; see `relations_of`.
+        unseen: tasks for newcomers, each as every model that a client has reads it.
     """
 
     clients: Sequence[ClientTasks]
@@ -85,6 +106,7 @@ class Prepared:
     alignment: Alignment | None
     public: PublicSet
     relations: Tensor
+    unseen: Sequence[Unseen] = ()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -104,13 +126,15 @@ def prepare(comparison: Comparison, world: World, progress: DemoProgress, *, cac
     protocol = comparison.protocol
     clients = clients_of(comparison, world)
     names = list(dict.fromkeys(name for client in clients for name in client.tasks))
+    if known := sorted(set(comparison.newcomers) & set(names)):
+        raise ValueError(f"`newcomers` must name tasks that no client has, but some have {known}.")
     progress.stage(f"{len(names)} tasks of {len(clients)} clients, and their pictures' features")
     tasks: dict[str, Task] = {}
-    for name in names:
+    for name in (*names, *comparison.newcomers):
         tasks[name] = _built(comparison, world, name)
         views = [view for example in (*tasks[name].train, *tasks[name].test) for view in example.images]
         world.materials.store.tokens(views)
-        progress.count(len(tasks), len(names))
+        progress.count(len(tasks), len(names) + len(comparison.newcomers))
     captions = varied(world.materials.captions(), protocol.public_versions)
     keys = list(dict.fromkeys([protocol.anchor, *(client.model for client in clients)]))
     readers = {key: _reader(comparison, world, key, progress, cache or cache_dir()) for key in keys}
@@ -122,15 +146,17 @@ def prepare(comparison: Comparison, world: World, progress: DemoProgress, *, cac
     for key, reader in readers.items():
         reader.keep_answers([*train[key].values(), *asked[key].values(), shown[key]])
     anchor = readers[protocol.anchor]
+    used = list(dict.fromkeys(client.model for client in clients))
+    arriving = [(key, name) for name in comparison.newcomers for key in used]
     own = list(dict.fromkeys((client.model, name) for client in clients for name in client.tasks))
     progress.stage("what the frozen layers make of every example, once")
     examples: dict[tuple[str, str], ClientExamples] = {}
-    for key, name in own:
+    for key, name in (*own, *arriving):
         seen = readers[key].examples(train[key][name], report=progress.count)
         probed = anchor.last_layer(train[protocol.anchor][name], report=progress.count)
         examples[key, name] = ClientExamples(seen, probed)
     questions: dict[str, list[Examples]] = {}
-    for key in dict.fromkeys(client.model for client in clients):
+    for key in used:
         questions[key] = [readers[key].examples(asked[key][name], report=progress.count) for name in names]
     batches = {
         one.module.projector.hidden: one.batches(shown[key], protocol.batch_size) for key, one in readers.items()
@@ -142,7 +168,7 @@ def prepare(comparison: Comparison, world: World, progress: DemoProgress, *, cac
         alignment = _aligned(comparison, readers, captions, world, progress, cache or cache_dir())
     return Prepared(
         clients=clients,
-        chance={name: world.chance(task) for name, task in tasks.items()},
+        chance={name: world.chance(tasks[name]) for name in names},
         modules={key: reader.ready() for key, reader in readers.items()},
         train={client.id: [examples[client.model, name] for name in client.tasks] for client in clients},
         questions=questions,
@@ -151,6 +177,16 @@ def prepare(comparison: Comparison, world: World, progress: DemoProgress, *, cac
         alignment=alignment,
         public=PublicSet(batches),
         relations=relations_of(clients, world),
+        unseen=[
+            Unseen(
+                name,
+                key,
+                world.chance(tasks[name]),
+                examples[key, name],
+                readers[key].examples(asked[key][name], report=progress.count),
+            )
+            for key, name in arriving
+        ],
     )
 
 

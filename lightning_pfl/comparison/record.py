@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_pfl.comparison.evaluation import Table
+from lightning_pfl.comparison.newcomers import Arrival
 from lightning_pfl.comparison.plan import slug
 
 __all__ = ["Record", "Rows", "read_records", "record_path"]
@@ -45,6 +46,7 @@ class Record:
         operations: of all clients' training, in multiplications and additions of matrix products.
         seconds: of processor time, by what they were spent on.
         versions: of the libraries.
+        newcomers: clients that came after the run.
     """
 
     method: str
@@ -65,6 +67,7 @@ class Record:
     operations: float
     seconds: Mapping[str, float]
     versions: Mapping[str, str] = field(default_factory=dict)
+    newcomers: Sequence[Arrival] = ()
 
     def write(self, path: Path) -> None:
         """As JSON, in one step."""
@@ -87,6 +90,7 @@ class Record:
         try:
             entry = json.loads(text)
             entry["tables"] = [Table(**table) for table in entry["tables"]]
+            entry["newcomers"] = [Arrival(**one) for one in entry.get("newcomers", ())]
             return Record(**entry)
         except (json.JSONDecodeError, TypeError, KeyError) as error:
             raise ValueError(f"This is no record of a run: {error}") from error

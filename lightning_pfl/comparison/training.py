@@ -34,6 +34,7 @@ from lightning_pfl.comparison.data import (
 )
 from lightning_pfl.comparison.evaluation import Evaluator, Questions
 from lightning_pfl.comparison.making import make_method
+from lightning_pfl.comparison.newcomers import welcome
 from lightning_pfl.comparison.plan import Comparison, MethodPlan, slug
 from lightning_pfl.comparison.preparation import Prepared
 from lightning_pfl.comparison.record import Record, Rows
@@ -127,6 +128,17 @@ def run_one(
     )
     first = prepared.clients[0]
     trainer.fit(modules[first.model], data[first.id], ckpt_path=last_checkpoint(folder))
+    newcomers = welcome(
+        strategy,
+        prepared.unseen,
+        sources.__getitem__,
+        next(callback for callback in method.callbacks if isinstance(callback, CoLoRA)),
+        steps=comparison.newcomer_steps,
+        batch_size=protocol.batch_size,
+        questions_at_once=protocol.questions_at_once,
+        seed=seed,
+        accelerator=bench.accelerator,
+    )
     costs = _costs(bench, method, modules)
     steps = protocol.num_rounds * protocol.steps
     operations = sum(_operations(costs[client.model], method, steps) for client in prepared.clients)
@@ -164,6 +176,7 @@ def run_one(
         operations=operations,
         seconds=evaluator.seconds,
         versions=versions(),
+        newcomers=newcomers,
     )
     shutil.rmtree(folder, ignore_errors=True)
     for parent in (folder.parent, folder.parent.parent):

@@ -1,4 +1,4 @@
-"""Clients, their tasks in time and how the tasks are related: the suite's, families with room to learn, or drawn shapes.
+"""Clients, their tasks in time and how the tasks are related: the suite's, families of tasks, or drawn shapes.
 
 Start at `World`. What a language model or a picture is made of is the demo's `Materials`.
 """
@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import final
 
-from lightning_pfl.benchmark.families import DOMAINS, build_tasks
+from lightning_pfl.benchmark.families import DOMAINS
+from lightning_pfl.benchmark.families import build_task as build_family_task
 from lightning_pfl.benchmark.suite.catalogue import TASKS, find_task
 from lightning_pfl.benchmark.suite.graph import relatedness
 from lightning_pfl.benchmark.suite.library import load_library
@@ -99,11 +100,10 @@ class FamilyWorld(World):
         return tasks
 
     def task(self, name: str, sizes: Sizes) -> Task:
-        """Its family is built once."""
-        family = name.split("-")[0]
+        """Of any family and domain, ``kind-fluent``; built once."""
         if name not in self._built:
-            for domain, task in zip(DOMAINS[family], build_tasks([family]), strict=True):
-                self._built[f"{family}-{domain}"] = task
+            family, _, domain = name.partition("-")
+            self._built[name] = build_family_task(family, domain)
         return _cut(self._built[name], sizes)
 
     def relatedness(self, tasks: Sequence[str]) -> list[list[float]]:

@@ -103,7 +103,7 @@ def test_place_puts_the_thing_nearest_to_the_edge_that_it_says(pictures, monkeyp
 
 
 def test_unknown_names_say_what_there_is():
-    with pytest.raises(ValueError, match=r"must be out of .*'animal'.*, but has 'opera'"):
+    with pytest.raises(ValueError, match=r"must be one of .*'animal'.*, but is 'opera'"):
         build_tasks(["opera"])
     with pytest.raises(ValueError, match=r"must be one of .*'photo'.*, but is 'opera'"):
         families.pictures_of("opera")

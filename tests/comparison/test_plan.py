@@ -112,7 +112,8 @@ def test_comparisons_of_the_repository_can_be_read_and_their_methods_be_made(pat
     given = {"adapters": CoLoRA, "outputs": len, "batches": len, "logits": len, "tasks": {}, "relations": {}}
     comparison = read_comparison(path)
     roles = [comparison.method(name).role for name in comparison.methods]
-    assert roles.count("local") == roles.count("control") == 1 <= roles.count("ours")
+    assert roles.count("local") == 1 >= roles.count("control")
+    assert "ours" in roles
     for name in comparison.methods:
         assert make_method(comparison.method(name), given).passes >= 1
         for settings in settings_of(name, comparison.methods[name], comparison.tune, comparison.tune_budget):
