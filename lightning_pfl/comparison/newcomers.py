@@ -12,14 +12,14 @@ from typing import Any, cast, final
 
 import lightning as L
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_pfl.benchmark.vlm import VisionLanguageModule
-from lightning_pfl.comparison.data import collate_for_client
+from lightning_pfl.comparison.data import ClientExamples, collate_for_client
 from lightning_pfl.comparison.evaluation import Questions
 from lightning_pfl.comparison.preparation import Unseen
-from lightning_pfl.data import StaticStream, StreamDataModule
 from lightning_pfl.federation import Client, FederatedStrategy
 
 __all__ = ["Arrival", "welcome"]
@@ -75,15 +75,7 @@ def welcome(
     """
     found = []
     for one in unseen:
-        epoch = -(-len(one.train) // batch_size)
-        data = StreamDataModule(
-            [one.train],
-            StaticStream([len(one.train)], 1, seed=seed),
-            num_steps=epoch,  # what is sketched
-            batch_size=batch_size,
-            collate_fn=collate_for_client,
-            seed=seed,
-        )
+        data = _Rows(one.train, batch_size, seed)
         client = Client(f"newcomer-{one.model}-{one.task}", model=source(one.model), datamodule=data)
         start = strategy.personalize_new(client)
         module = cast(VisionLanguageModule, start.module)
@@ -92,7 +84,6 @@ def welcome(
         asked.ask(module, 0)
         if steps[-1]:
             L.seed_everything(seed, verbose=False)
-            generator = torch.Generator().manual_seed(seed)
             trainer = L.Trainer(
                 max_steps=steps[-1],
                 accelerator=accelerator,
@@ -103,13 +94,26 @@ def welcome(
                 enable_progress_bar=False,
                 enable_model_summary=False,
             )
-            loader: Any = DataLoader(
-                one.train, batch_size, shuffle=True, collate_fn=collate_for_client, generator=generator
-            )
-            trainer.fit(module.train(), loader)
+            trainer.fit(module.train(), data)
         right, total = list(asked.right()), len(questions)
         found.append(Arrival(one.task, one.model, one.chance, list(steps), right, total, dict(start.weights)))
     return found
+
+
+@final
+class _Rows(L.LightningDataModule):
+    """A task's examples, shuffled by a seed."""
+
+    def __init__(self, examples: ClientExamples, batch_size: int, seed: int) -> None:
+        super().__init__()
+        self._examples, self._batch_size, self._seed = examples, batch_size, seed
+
+    @override
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        generator = torch.Generator().manual_seed(self._seed)
+        return DataLoader(
+            self._examples, self._batch_size, shuffle=True, collate_fn=collate_for_client, generator=generator
+        )
 
 
 @final

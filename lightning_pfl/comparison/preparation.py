@@ -152,12 +152,16 @@ def prepare(comparison: Comparison, world: World, progress: DemoProgress, *, cac
     progress.stage("what the frozen layers make of every example, once")
     examples: dict[tuple[str, str], ClientExamples] = {}
     for key, name in (*own, *arriving):
-        seen = readers[key].examples(train[key][name], report=progress.count)
+        read = readers[key].examples(train[key][name], report=progress.count)
         probed = anchor.last_layer(train[protocol.anchor][name], report=progress.count)
-        examples[key, name] = ClientExamples(seen, probed)
+        examples[key, name] = ClientExamples(read, probed)
     questions: dict[str, list[Examples]] = {}
     for key in used:
         questions[key] = [readers[key].examples(asked[key][name], report=progress.count) for name in names]
+    unseen = []
+    for key, name in arriving:
+        seen = readers[key].examples(asked[key][name], report=progress.count)
+        unseen.append(Unseen(name, key, world.chance(tasks[name]), examples[key, name], seen))
     batches = {
         one.module.projector.hidden: one.batches(shown[key], protocol.batch_size) for key, one in readers.items()
     }
@@ -177,16 +181,7 @@ def prepare(comparison: Comparison, world: World, progress: DemoProgress, *, cac
         alignment=alignment,
         public=PublicSet(batches),
         relations=relations_of(clients, world),
-        unseen=[
-            Unseen(
-                name,
-                key,
-                world.chance(tasks[name]),
-                examples[key, name],
-                readers[key].examples(asked[key][name], report=progress.count),
-            )
-            for key, name in arriving
-        ],
+        unseen=unseen,
     )
 
 

@@ -5,6 +5,8 @@ import math
 
 import pytest
 
+from lightning_pfl.comparison.evaluation import AGGREGATED, TRAINED
+from lightning_pfl.comparison.newcomers import Arrival
 from lightning_pfl.comparison.report.findings import Findings
 from lightning_pfl.comparison.scores import client_matrix, client_scores, curve
 from tests.comparison.recorded import record
@@ -43,7 +45,7 @@ def test_a_task_that_was_not_asked_counts_for_nothing():
 
 def test_means_and_deviations_over_seeds(records):
     """Local: 50, 60, 70 has mean 60 and standard deviation 10; t of two degrees of freedom is 4.3027."""
-    local = Findings.of(records).rows[0].trained[0]
+    local = Findings.of(records).rows[0].scores[TRAINED][0]
     assert (local.count, local.mean, local.sd) == (3, pytest.approx(60), pytest.approx(10))
     assert local.half == pytest.approx(4.3027 * 10 / 3**0.5, abs=1e-3)
 
@@ -51,7 +53,7 @@ def test_means_and_deviations_over_seeds(records):
 def test_differences_are_paired_by_seed(records):
     """Ours less local in Self: 20, 15, 10; mean 15, deviation 5, so 15 +- 4.3027 * 5 / sqrt(3) = 12.42."""
     ours = Findings.of(records).rows[2]
-    against_local, _ = ours.against["local"]
+    against_local, _ = ours.against[TRAINED]["local"]
     assert against_local.mean == pytest.approx(15)
     assert against_local.half == pytest.approx(12.421, abs=1e-3)
     assert against_local.is_decided
@@ -60,22 +62,48 @@ def test_differences_are_paired_by_seed(records):
 def test_the_best_baseline_is_chosen_per_measure(records):
     """In Self FedAvg and local both have 60, the first of them counts; in Others FedAvg's 50 beats 26.7."""
     findings = Findings.of(records)
-    assert findings.references["baseline Self"] == "local"
-    assert findings.references["baseline Others"] == "FedAvg"
+    assert findings.references[TRAINED]["baseline Self"] == "local"
+    assert findings.references[TRAINED]["baseline Others"] == "FedAvg"
     ours = findings.rows[2]
-    assert ours.against["baseline"][1].mean == pytest.approx(-20 / 3)  # -10, -10 and 0
-    assert not ours.against["baseline"][1].is_decided
+    assert ours.against[TRAINED]["baseline"][1].mean == pytest.approx(-20 / 3)  # -10, -10 and 0
+    assert not ours.against[TRAINED]["baseline"][1].is_decided
 
 
 def test_a_method_is_not_compared_with_itself(records):
     local = Findings.of(records).rows[0]
-    assert local.against["local"][0].count == 0
+    assert local.against[TRAINED]["local"][0].count == 0
 
 
 def test_models_after_aggregation_are_told_apart(records):
     fedavg = Findings.of(records).rows[1]
-    assert fedavg.trained[0].mean == pytest.approx(60)
-    assert fedavg.aggregated[0].mean == pytest.approx(80)
+    assert fedavg.scores[TRAINED][0].mean == pytest.approx(60)
+    assert fedavg.scores[AGGREGATED][0].mean == pytest.approx(80)
+
+
+def test_differences_after_aggregation_are_to_who_is_best_then(records):
+    """FedAvg has 80 in Self after aggregation; ours 70, 75 and 80."""
+    findings = Findings.of(records)
+    assert findings.references[AGGREGATED]["baseline Self"] == "FedAvg"
+    assert findings.rows[2].against[AGGREGATED]["baseline"][0].mean == pytest.approx(-5)
+
+
+def test_newcomers_are_averaged_over_tasks_and_told_apart_by_task():
+    """Of ten: cats 2, then 6; dogs 4, then 8, on two models; another seed has one more of each everywhere."""
+    runs = []
+    for seed in (0, 1):
+        came = [
+            Arrival(task, model, 0.25, [0, 8], [start + seed, start + 4 + seed], 10, {})
+            for task, start in (("cats", 2), ("dogs", 4))
+            for model in ("llama", "gemma")
+        ]
+        runs.append(record("ours", seed, (5, 5), (5, 5), newcomers=came))
+    findings = Findings.of(runs)
+    (line,) = findings.newcomers
+    assert {step: point.mean for step, point in line.points.items()} == pytest.approx({0: 35, 8: 75})
+    assert line.points[0].sd == pytest.approx(50**0.5)
+    cats, dogs = findings.newcomer_tasks
+    assert (cats.task, cats.chance, cats.points) == ("cats", 25, pytest.approx({0: 25, 8: 65}))
+    assert dogs.points == pytest.approx({0: 45, 8: 85})
 
 
 def test_curves_have_the_rounds_that_were_asked(records):

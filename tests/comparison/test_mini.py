@@ -18,6 +18,7 @@ from lightning_pfl.comparison.world import DrawnWorld
 from lightning_pfl.demo.progress import DemoProgress
 from lightning_pfl.demo.run import quiet
 from lightning_pfl.methods import fedavg, local_only, ours, routed, routed_local
+from tests.comparison.recorded import record as written
 
 
 class Silent(DemoProgress):
@@ -234,3 +235,36 @@ def test_choices_are_made_on_the_validation_side(bench_of, folder):
     assert {(table.round, sum(map(sum, table.total))) for table in record.tables} == {
         (2, 4 * 2 * 16)
     }  # own tasks, once
+
+
+def test_newcomers_start_from_the_others_and_train_on(bench_of, folder):
+    """Clients 0 and 1 have two greys; a newcomer comes with the colours of a third one."""
+    comparison = dataclasses.replace(
+        MINI,
+        protocol=dataclasses.replace(MINI.protocol, num_clients=2),
+        newcomers=("colour-140",),
+        newcomer_steps=(0, 4, 8),
+        methods={name: METHODS[name] for name in ("local", "FedAvg", "ours")},
+    )
+    bench = bench_of(comparison)
+    found = {name: run_one(bench, name, 0, folder / "new" / name).newcomers for name in comparison.methods}
+    for name, came in found.items():
+        assert [(one.task, one.model, one.total) for one in came] == [
+            ("colour-140", "llama", 16),
+            ("colour-140", "gemma", 16),
+        ]
+        assert all(len(one.right) == 3 and max(one.right) <= 16 for one in came), name
+    assert found["local"][0].weights == {}
+    assert sum(found["ours"][0].weights.values()) == pytest.approx(1)
+    assert set(found["ours"][0].weights) == {"client-0", "client-1"}
+    assert Record.read(dataclasses.replace(_any_record(), newcomers=found["ours"]).line()).newcomers == found["ours"]
+
+
+def test_a_newcomers_task_must_be_nobodys(folder):
+    comparison = dataclasses.replace(MINI, newcomers=("colour-140",))
+    with pytest.raises(ValueError, match=r"no client has.*colour-140"):
+        prepare(comparison, DrawnWorld(folder / "drawn"), Silent(), cache=folder / "cache")
+
+
+def _any_record():
+    return written("ours", 0, (5, 5), (5, 5))

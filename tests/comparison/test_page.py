@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from lightning_pfl.comparison.newcomers import Arrival
 from lightning_pfl.comparison.report.page import write_report
 from tests.comparison.recorded import record
 
@@ -46,6 +47,14 @@ def test_every_element_that_is_opened_is_closed(written):
 
     Checker().feed(written[0])
     assert open_elements == []
+
+
+def test_newcomers_have_a_picture_and_their_numbers(tmp_path):
+    """Six of ten before any step, nine after eight."""
+    came = [Arrival("mice", "llama", 0.25, [0, 8], [6, 9], 10, {"a": 1.0})]
+    page, tables = write_report([record("ours", 0, (7, 7), (4, 4), role="ours", newcomers=came)], tmp_path)
+    assert "Newcomers on unseen tasks" in page.read_text("utf8")
+    assert "| mice | 25.0 | ours | 60.0 | 90.0 |" in tables.read_text("utf8")
 
 
 def test_names_are_escaped(written):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +21,15 @@ _COLOURS = {"ours": "#b2182b", "local": "#4d4d4d", "control": "#2166ac", "baseli
 _FAINT = "#c8c8c8"
 
 
-def curves(lines: Sequence[Curve], named: Sequence[str]) -> str:
+def curves(lines: Sequence[Curve], named: Sequence[str], *, along: str = "rounds") -> str:
     """A score by round with intervals over seeds; methods that are not named stay grey.
 
     Args:
         lines: of one measure.
         named: methods to be told apart.
+        along: what is counted on the horizontal axis.
     """
-    figure = _figure(6.4, 3.6)
+    figure, seen = _figure(6.4, 3.6), Counter[str]()
     axes = figure.add_subplot()
     for line in sorted(lines, key=lambda line: line.method in named):
         rounds = list(line.points)
@@ -37,12 +39,14 @@ def curves(lines: Sequence[Curve], named: Sequence[str]) -> str:
             continue
         errors = [0.0 if math.isnan(point.half) else point.half for point in line.points.values()]
         style: dict[str, Any] = {"linestyle": "--"} if line.role in ("local", "control") else {}
+        style["marker"] = "osD^v"[seen[line.role] % 5]  # methods of one role share a colour
+        seen[line.role] += 1
         axes.errorbar(
-            rounds, means, errors, label=line.method, color=_colour(line.role), marker="o", markersize=4,
+            rounds, means, errors, label=line.method, color=_colour(line.role), markersize=4,
             linewidth=1.6, capsize=3, zorder=2, **style,
         )  # fmt: skip
     axes.set_xticks(sorted({round for line in lines for round in line.points}))
-    axes.set_xlabel("rounds")
+    axes.set_xlabel(along)
     axes.set_ylabel(f"{lines[0].measure}, % right" if lines else "")
     _plain(axes)
     if axes.get_legend_handles_labels()[0]:

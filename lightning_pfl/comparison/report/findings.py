@@ -16,9 +16,10 @@ from lightning_pfl.comparison.record import Record, Rows
 from lightning_pfl.comparison.scores import client_matrix, curve, last_scores
 from lightning_pfl.comparison.statistics import Summary, paired, pearson, spearman, summary
 
-__all__ = ["MEASURES", "Cost", "Curve", "Findings", "Matrix", "Relevance", "Row"]
+__all__ = ["MEASURES", "Cost", "Curve", "Findings", "Matrix", "NewcomerTask", "Relevance", "Row"]
 
 MEASURES = ("Self", "Others")
+_MOMENTS = (TRAINED, AGGREGATED)
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,16 @@ class Row:
     Attributes:
         method: its name.
         role: what it is in the comparison.
-        trained: Self and Others of clients' models as their own training leaves them.
-        aggregated: of those that they have after aggregation.
-        against: differences of `trained`, Self and Others, by what they are taken to: "local", "control", "baseline".
+        scores: Self and Others, by moment: of clients' models as their own training leaves them, and of those that
+            they have after aggregation.
+        against: differences of Self and Others, by moment and by what they are taken to: "local", "control" or
+            "baseline".
     """
 
     method: str
     role: str
-    trained: tuple[Summary, Summary]
-    aggregated: tuple[Summary, Summary]
-    against: Mapping[str, tuple[Summary, Summary]]
+    scores: Mapping[str, tuple[Summary, Summary]]
+    against: Mapping[str, Mapping[str, tuple[Summary, Summary]]]
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,23 @@ class Relevance:
 
 
 @dataclass(frozen=True)
+class NewcomerTask:
+    """What newcomers know of one unseen task.
+
+    Attributes:
+        method: its name.
+        task: name of the task.
+        chance: of answering without looking.
+        points: score by optimizer steps of the newcomer, in the mean over models and seeds.
+    """
+
+    method: str
+    task: str
+    chance: float
+    points: Mapping[int, float]
+
+
+@dataclass(frozen=True)
 class Cost:
     """What a run of a method costs, in the mean over seeds.
 
@@ -120,14 +138,16 @@ class Findings:
         seeds: that occur.
         chance: Self and Others of answering without looking.
         rows: in the order of the comparison.
-        references: names of the methods that differences are taken to, by "local", "control" and, per measure,
-            "baseline Self" and "baseline Others".
+        references: by moment, names of the methods that differences are taken to, by "local", "control" and, per
+            measure, "baseline Self" and "baseline Others".
         curves: Self and Others by round.
         matrices: of what each client's model knows of the others' tasks.
         truth: how related clients are.
         relevance: of methods that mix.
         costs: bytes, operations, seconds.
         versions: of the libraries, from the first record.
+        newcomers: of clients that came after the run, by their own optimizer steps; the mean over tasks and models.
+        newcomer_tasks: per method and unseen task, its score by step, in the mean over models and seeds, and chance.
     """
 
     about: Mapping[str, object]
@@ -137,13 +157,15 @@ class Findings:
     seeds: Sequence[int]
     chance: tuple[float, float]
     rows: Sequence[Row]
-    references: Mapping[str, str]
+    references: Mapping[str, Mapping[str, str]]
     curves: Sequence[Curve]
     matrices: Sequence[Matrix]
     truth: Rows
     relevance: Sequence[Relevance]
     costs: Sequence[Cost]
     versions: Mapping[str, str]
+    newcomers: Sequence[Curve] = ()
+    newcomer_tasks: Sequence[NewcomerTask] = ()
 
     @staticmethod
     def of(records: Sequence[Record]) -> Findings:
@@ -157,23 +179,21 @@ class Findings:
         """
         by_method = _grouped(records)
         first = records[0]
-        scores = {
-            name: {moment: _scores(runs, moment) for moment in (TRAINED, AGGREGATED)}
-            for name, runs in by_method.items()
-        }
+        scores = {name: {moment: _scores(runs, moment) for moment in _MOMENTS} for name, runs in by_method.items()}
         roles = {name: str(runs[0].about.get("role", "baseline")) for name, runs in by_method.items()}
-        references = _references(roles, {name: one[TRAINED] for name, one in scores.items()})
+        references = {
+            moment: _references(roles, {name: one[moment] for name, one in scores.items()}) for moment in _MOMENTS
+        }
         rows = [
             Row(
                 name,
                 roles[name],
-                _summaries(scores[name][TRAINED]),
-                _summaries(scores[name][AGGREGATED]),
-                _differences(name, scores, references),
+                {moment: _summaries(scores[name][moment]) for moment in _MOMENTS},
+                {moment: _differences(name, moment, scores, references[moment]) for moment in _MOMENTS},
             )
             for name in by_method
         ]
-        shown = [name for name in dict.fromkeys(references.values()) if name in by_method]
+        shown = list(dict.fromkeys(references[TRAINED].values()))
         shown += [name for name, role in roles.items() if role == "ours" and name not in shown]
         return Findings(
             about=first.about,
@@ -190,6 +210,8 @@ class Findings:
             relevance=[one for name, runs in by_method.items() if (one := _relevance(name, runs)) is not None],
             costs=_costs(by_method, roles, scores),
             versions=first.versions,
+            newcomers=[line for name, runs in by_method.items() for line in _newcomers(name, roles[name], runs)],
+            newcomer_tasks=[one for name, runs in by_method.items() for one in _newcomer_tasks(name, runs)],
         )
 
 
@@ -233,7 +255,7 @@ def _summaries(scores: tuple[Mapping[int, float], Mapping[int, float]]) -> tuple
 
 
 def _references(
-    roles: Mapping[str, str], trained: Mapping[str, tuple[Mapping[int, float], Mapping[int, float]]]
+    roles: Mapping[str, str], scores: Mapping[str, tuple[Mapping[int, float], Mapping[int, float]]]
 ) -> dict[str, str]:
     found = {
         role: name for role in ("local", "control") for name in [one for one, is_ in roles.items() if is_ == role][:1]
@@ -241,12 +263,13 @@ def _references(
     baselines = [name for name, role in roles.items() if role in ("local", "baseline")]
     for at, measure in enumerate(MEASURES):
         if baselines:
-            found[f"baseline {measure}"] = max(baselines, key=lambda name: fmean(trained[name][at].values()))
+            found[f"baseline {measure}"] = max(baselines, key=lambda name: fmean(scores[name][at].values()))
     return found
 
 
 def _differences(
     name: str,
+    moment: str,
     scores: Mapping[str, Mapping[str, tuple[Mapping[int, float], Mapping[int, float]]]],
     references: Mapping[str, str],
 ) -> dict[str, tuple[Summary, Summary]]:
@@ -258,7 +281,7 @@ def _differences(
             pair.append(
                 summary([])
                 if other is None or other == name
-                else paired(scores[name][TRAINED][at], scores[other][TRAINED][at])
+                else paired(scores[name][moment][at], scores[other][moment][at])
             )
         found[kind] = (pair[0], pair[1])
     return found
@@ -278,6 +301,28 @@ def _curves(name: str, role: str, runs: Sequence[Record]) -> list[Curve]:
     for at, measure in enumerate(MEASURES):
         points = {round: summary([100 * one[round][at] for one in curves if round in one]) for round in rounds}
         found.append(Curve(name, role, measure, {r: point for r, point in points.items() if point.count}))
+    return found
+
+
+def _newcomers(name: str, role: str, runs: Sequence[Record]) -> list[Curve]:
+    came = [run.newcomers for run in runs if run.newcomers]
+    if not came:
+        return []
+    steps = came[0][0].steps
+    means = {
+        step: summary([100 * fmean(one.right[at] / one.total for one in arrivals) for arrivals in came])
+        for at, step in enumerate(steps)
+    }
+    return [Curve(name, role, "Newcomers", means)]
+
+
+def _newcomer_tasks(name: str, runs: Sequence[Record]) -> list[NewcomerTask]:
+    arrivals = [one for run in runs for one in run.newcomers]
+    found = []
+    for task in dict.fromkeys(one.task for one in arrivals):
+        mine = [one for one in arrivals if one.task == task]
+        points = {step: 100 * fmean(one.right[at] / one.total for one in mine) for at, step in enumerate(mine[0].steps)}
+        found.append(NewcomerTask(name, task, 100 * mine[0].chance, points))
     return found
 
 

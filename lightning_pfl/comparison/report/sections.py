@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from lightning_pfl.comparison.evaluation import AGGREGATED, TRAINED
 from lightning_pfl.comparison.record import Rows
 from lightning_pfl.comparison.report import figures
 from lightning_pfl.comparison.report.findings import MEASURES, Findings, Row
@@ -59,68 +60,59 @@ class Section:
 
 def sections_of(findings: Findings) -> list[Section]:
     """All sections, in the order of the page."""
-    makers: Sequence[Callable[[Findings], Section | None]] = (_scores, _curves, _matrices, _relevance, _costs, _setting)
+    makers: Sequence[Callable[[Findings], Section | None]] = (
+        _scores,
+        _curves,
+        _newcomers,
+        _matrices,
+        _relevance,
+        _costs,
+        _setting,
+    )
     return [section for make in makers if (section := make(findings)) is not None]
 
 
 def _scores(findings: Findings) -> Section:
-    names = findings.references
+    words = [
+        "Self: the mean over clients of the accuracy on their own tasks, in percent; all of them count in every round. "
+        "Others: on the tasks that they do not own. Scores are mean ± standard deviation over seeds; differences are "
+        "paired by seed, mean ± half of the 95 % interval of Student's t, and coloured where that leaves out 0.",
+        f"Without looking, Self is {findings.chance[0]:.1f} and Others {findings.chance[1]:.1f}. The best baseline, "
+        "after which the last difference of each is named, has the highest mean here, which favours it a little.",
+        "Models are asked twice: as their own training of the last round leaves them, which is what papers mostly "
+        "score, and after the server's last answer, which is what clients have in their hands when the run is over.",
+    ]
+    tables = [
+        _score_table(findings, "As their own training leaves them", TRAINED),
+        _score_table(findings, "After the server's last answer", AGGREGATED),
+    ]
+    return Section("Scores after the last round", words, tables=tables)
+
+
+def _score_table(findings: Findings, title: str, moment: str) -> Table:
+    names = findings.references[moment]
     columns = ["method", "seeds"]
     for measure in MEASURES:
-        columns.append(measure)
-        columns += [f"{measure} - {kind}" for kind in ("local", "control", "best baseline")]
+        kinds = {"local": "local", "control": "control", f"baseline {measure}": "baseline"}
+        columns += [measure, *(f"{measure} - {names.get(kind, said)}" for kind, said in kinds.items())]
     rows = [
         TableRow(
             [
                 Cell(row.method),
-                Cell(str(row.trained[0].count)),
-                *(cell for at in range(len(MEASURES)) for cell in _measure_cells(row, at)),
+                Cell(str(row.scores[moment][0].count)),
+                *(cell for at in range(len(MEASURES)) for cell in _measure_cells(row, moment, at)),
             ],
             row.role,
         )
         for row in findings.rows
     ]
-    after = [
-        TableRow([Cell(row.method), *(Cell(_mean_sd(one)) for one in (*row.trained, *row.aggregated))], row.role)
-        for row in findings.rows
-    ]
-    taken = ", ".join(
-        f"{what} is {names[kind]}"
-        for what, kind in (
-            ("local", "local"),
-            ("the control", "control"),
-            ("the best baseline in Self", "baseline Self"),
-            ("in Others", "baseline Others"),
-        )
-        if kind in names
-    )
-    words = [
-        "Self: the mean over clients of the accuracy on their own tasks, in percent; all of them count in every round. "
-        "Others: on the tasks that they do not own. Models are asked as their own training of the last round leaves "
-        "them. Scores are mean ± standard deviation over seeds; differences are paired by seed, mean ± half of the "
-        "95 % interval of Student's t, and coloured where that leaves out 0.",
-        f"Without looking, Self is {findings.chance[0]:.1f} and Others {findings.chance[1]:.1f}. "
-        f"Differences are taken to these: {taken or 'none'}. The best baseline is the one with the highest mean here, "
-        "which favours it a little.",
-    ]
-    return Section(
-        "Scores after the last round",
-        words,
-        tables=[
-            Table("", columns, rows),
-            Table(
-                "The same models after the server's last answer",
-                ["method", *(f"{m}, {when}" for when in ("trained", "aggregated") for m in MEASURES)],
-                after,
-            ),
-        ],
-    )
+    return Table(title, columns, rows)
 
 
-def _measure_cells(row: Row, at: int) -> Iterator[Cell]:
-    yield Cell(_mean_sd(row.trained[at]))
+def _measure_cells(row: Row, moment: str, at: int) -> Iterator[Cell]:
+    yield Cell(_mean_sd(row.scores[moment][at]))
     for kind in ("local", "control", "baseline"):
-        yield _difference(row.against[kind][at])
+        yield _difference(row.against[moment][kind][at])
 
 
 def _curves(findings: Findings) -> Section:
@@ -139,6 +131,41 @@ def _curves(findings: Findings) -> Section:
         ]
         tables.append(Table(f"{measure} by round, mean ± half interval", ["method", *map(str, rounds)], rows))
     return Section("Over the rounds", pictures=pictures, tables=tables)
+
+
+def _newcomers(findings: Findings) -> Section | None:
+    if not findings.newcomers:
+        return None
+    lines, steps = findings.newcomers, sorted({step for line in findings.newcomers for step in line.points})
+    mean = Table(
+        "Mean over unseen tasks and models, ± half interval",
+        ["method", *(f"{step} steps" for step in steps)],
+        [TableRow([Cell(one.method), *(Cell(_mean_half(one.points[s])) for s in steps)], one.role) for one in lines],
+    )
+    each = Table(
+        "Every unseen task, in the mean over models and seeds",
+        ["task", "chance", "method", *(f"{step} steps" for step in steps)],
+        [
+            TableRow(
+                [
+                    Cell(one.task),
+                    Cell(_number(one.chance, 1)),
+                    Cell(one.method),
+                    *(Cell(_number(one.points[step], 1)) for step in steps),
+                ]
+            )
+            for one in sorted(findings.newcomer_tasks, key=lambda one: one.task)
+        ],
+    )
+    words = [
+        "Clients that took no part, one per unseen task and model: each starts from what the run has for it (a method "
+        "that weighs by relevance asks its sketch) and trains on its own task."
+    ]
+    picture = Picture(
+        figures.curves(lines, [one.method for one in lines], along="optimizer steps of the newcomer"),
+        "Newcomers by their own steps; bars are 95 % intervals.",
+    )
+    return Section("Newcomers on unseen tasks", words, [picture], [mean, each])
 
 
 def _matrices(findings: Findings) -> Section | None:
@@ -224,7 +251,7 @@ def _setting(findings: Findings) -> Section:
 def _named(findings: Findings) -> list[str]:
     """Methods that a picture tells apart."""
     ours = [row.method for row in findings.rows if row.role == "ours"]
-    return list(dict.fromkeys([*findings.references.values(), *ours]))
+    return list(dict.fromkeys([*findings.references[TRAINED].values(), *ours]))
 
 
 def _matrix(title: str, names: Sequence[str], rows: Rows, digits: int) -> Table:
