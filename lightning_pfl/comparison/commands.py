@@ -78,9 +78,8 @@ def tune(
         folder = folder if output else folder / "tuning"
         for name in methods or ():
             comparison.method(name)
-        comparison = replace(
-            comparison, methods={name: comparison.methods[name] for name in methods or comparison.methods}
-        )
+        wanted = {name: comparison.methods[name] for name in methods or comparison.methods}
+        comparison = replace(comparison, methods=wanted, tuned={})  # what was chosen before decides nothing
 
         def bench(of_trials: Comparison) -> Bench:
             return _Once(of_trials, folder, console, accelerator)()

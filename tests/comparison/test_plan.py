@@ -7,6 +7,7 @@ import pytest
 
 from lightning_pfl import CoLoRA
 from lightning_pfl.adapters import FixedGate
+from lightning_pfl.comparison import commands, tuning
 from lightning_pfl.comparison.making import make_method
 from lightning_pfl.comparison.plan import MethodPlan, read_comparison, read_protocol
 from lightning_pfl.comparison.tuning import settings_of, trials_of, write_chosen
@@ -105,6 +106,20 @@ def test_every_method_has_the_same_budget(path):
     found = settings_of("Ditto", wide, {"lr_pq": [0.01, 0.02]}, budget=3)
     assert len(found) == 3
     assert found == settings_of("Ditto", wide, {"lr_pq": [0.01, 0.02]}, budget=3)
+
+
+def test_some_methods_are_tuned_again_beside_what_was_chosen_for_others(path, monkeypatch):
+    write_chosen({"ours": {"lr_pq": 0.02}}, path.parent / "tuned.yaml")
+    asked = []
+
+    def choose(comparison, folder, **_):
+        asked.append((list(comparison.methods), dict(comparison.tuned)))
+        return {"local": {"lr_pq": 0.5}}
+
+    monkeypatch.setattr(tuning, "tune", choose)
+    commands.tune(path, methods=["local"])
+    assert asked == [(["local"], {})]
+    assert read_comparison(path).tuned == {"ours": {"lr_pq": 0.02}, "local": {"lr_pq": 0.5}}
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.yaml")), ids=lambda path: path.stem)
