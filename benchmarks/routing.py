@@ -1,6 +1,6 @@
 """Whose adapter would answer whose questions in a comparison, told from the questions alone?
 
-    python -m benchmarks.routing benchmarks/results/small-dynamic-heterogeneous.yaml
+    python -m benchmarks.routing benchmarks/results/suite-dynamic-heterogeneous.yaml
 
 Nothing is trained: the questions of each client's training examples become its keys, as `RoutingKeys` makes them, and
 the validation questions of all tasks are routed. Once `lightning-pfl benchmark tune` has filled the cache it takes half
