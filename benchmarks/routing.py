@@ -22,7 +22,7 @@ from lightning_pfl.comparison.plan import read_comparison
 from lightning_pfl.comparison.preparation import Prepared, prepare
 from lightning_pfl.comparison.world import world_of
 from lightning_pfl.demo.progress import DemoProgress
-from lightning_pfl.functional.routing import Keys, distances, nearest
+from lightning_pfl.functional.routing import Keys, Nearest, distances
 
 MARGINS = (1.0, 1.25, 1.5, 2.0, 3.0)
 GROUPS = (1, 4, 8, 16)
@@ -75,7 +75,7 @@ def _print(groups: int, prepared: Prepared, owners: list[Keys], asked: list[Tens
         far = distances(asked[column], owners)
         shares["nearest"].append((far.argmin(dim=1) == own_of[task]).float().mean())
         for place, client in enumerate(prepared.clients):
-            found = torch.stack([nearest(far, own=place, margin=margin) for margin in MARGINS])
+            found = torch.stack([_owner(far, place, margin) for margin in MARGINS])
             stays = (found == place).float().mean(dim=1)
             if task in client.tasks:
                 shares["own"].append(stays)
@@ -89,6 +89,11 @@ def _print(groups: int, prepared: Prepared, owners: list[Keys], asked: list[Tens
     for values in means.values():
         print("", ", ".join(f"{value:.1f}" for value in values.tolist()), "|", end="")
     print(flush=True)
+
+
+def _owner(far: Tensor, own: int, margin: float) -> Tensor:
+    """Whose adapter answers each question, ``[n]``."""
+    return Nearest(margin).weights(far, own=own).argmax(dim=1)
 
 
 if __name__ == "__main__":

@@ -133,6 +133,7 @@ from lightning_pfl.functional.distillation import candidate_log_probs, divergenc
 from lightning_pfl.functional.mechanisms import ClientNoise, ExampleNoise, SketchNoise, UpdateNoise
 from lightning_pfl.functional.pulling import Towards
 from lightning_pfl.functional.relevance import FixedMatrix, SampleCount, Softmax, TaskGraph, TopK, Uniform, WeightPolicy
+from lightning_pfl.functional.routing import Answering, Blend, Nearest
 from lightning_pfl.functional.similarity import ColumnCosine, Cosine, Similarity
 from lightning_pfl.functional.staleness import Fading
 from lightning_pfl.functional.wire import Bfloat16, DenseFormat, Float32, Int8, LargestChanges, WireFormat
@@ -171,9 +172,11 @@ __all__ = [
     "Aggregator",
     "Alignment",
     "Alone",
+    "Answering",
     "AsClass",
     "BelowQuorum",
     "Bfloat16",
+    "Blend",
     "Canonical",
     "CausalLMProbe",
     "CcaB",
@@ -234,6 +237,7 @@ __all__ = [
     "Method",
     "MixtureAggregator",
     "MutualTeachers",
+    "Nearest",
     "NewRowsOnly",
     "Newcomer",
     "NoBiasPolicy",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_pfl.functional.routing import Keys, distances, nearest
+from lightning_pfl.functional.routing import Keys, Nearest, distances
 from lightning_pfl.relevance import CountSketch
 from lightning_pfl.relevance.prompt_states import pooled
 
@@ -69,9 +69,14 @@ def _routed(
         knows = torch.tensor([family_of(task) in known for known in families])
         right.append(knows[far.argmin(dim=1)].float().mean())
         for place, client in enumerate(clients):
-            stays = torch.stack([(nearest(far, own=place, margin=m) == place).float().mean() for m in MARGINS])
+            stays = torch.stack([(_owner(far, place, m) == place).float().mean() for m in MARGINS])
             if task in client.tasks:
                 own.append(stays)
             elif not knows[place]:
                 kept.append(stays)
     return torch.stack(right).mean(), torch.stack(own).mean(dim=0), torch.stack(kept).mean(dim=0)
+
+
+def _owner(far: Tensor, own: int, margin: float) -> Tensor:
+    """Whose adapter answers each question, ``[n]``."""
+    return Nearest(margin).weights(far, own=own).argmax(dim=1)

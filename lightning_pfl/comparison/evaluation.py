@@ -21,6 +21,7 @@ from lightning_pfl.comparison.data import Examples, collate_examples, collate_qu
 from lightning_pfl.comparison.plan import Protocol
 from lightning_pfl.comparison.preparation import Prepared
 from lightning_pfl.federation import Experts, FederatedStrategy
+from lightning_pfl.functional.routing import Answering
 
 __all__ = ["AGGREGATED", "TRAINED", "Evaluator", "Questions", "Table"]
 
@@ -62,15 +63,20 @@ class Questions:
         return len(self._examples)
 
     def right(
-        self, module: VisionLanguageModule, count: int, *, experts: Experts | None = None, owners: Sequence[str] = ()
+        self,
+        module: VisionLanguageModule,
+        count: int,
+        *,
+        experts: Experts | None = None,
+        weights: Tensor | None = None,
     ) -> int:
         """How many of the first so many questions a model answers right.
 
         Args:
             module: the model.
             count: of questions.
-            experts: answer in its place, with its own adapter or others'. None: it answers itself.
-            owners: whose adapter answers each question; read with `experts`.
+            experts: answer in its place, with its own adapter and others'. None: it answers itself.
+            weights: how much each owner's adapter counts for each question; with `experts`.
         """
         if count not in self._batches:
             items = [self._examples[index] for index in range(min(count, len(self)))]
@@ -83,7 +89,8 @@ class Questions:
             if experts is None:
                 right += int(_correct(module, batch).sum())
             else:
-                right += int(experts.answer(batch, _correct, owners=owners[at : at + size]).sum())
+                assert weights is not None
+                right += int(experts.answer(batch, _correct, weights=weights[at : at + size]).sum())
             at += size
         return right
 
@@ -103,7 +110,7 @@ class Evaluator(L.Callback):
         questions: by key of a model, per task.
         protocol: when, and how many questions.
         exchanges: whether aggregation changes a client's model at all.
-        margin: the method's (`Method.margin`): None: clients' own models answer.
+        answering: the method's (`Method.answering`): None: clients' own models answer.
         device: where models are asked.
         tell: is told how many rounds are done.
 
@@ -123,12 +130,12 @@ class Evaluator(L.Callback):
         protocol: Protocol,
         *,
         exchanges: bool,
-        margin: float | None,
+        answering: Answering | None,
         device: torch.device,
         tell: Callable[[int], None],
     ) -> None:
         self._prepared, self._questions, self._protocol = prepared, questions, protocol
-        self._exchanges, self._margin, self._device, self._tell = exchanges, margin, device, tell
+        self._exchanges, self._answering, self._device, self._tell = exchanges, answering, device, tell
         self.tables: list[Table] = []
         self.seconds = {"training": 0.0, "evaluation": 0.0}
         self.held: dict[str, int] = {}
@@ -173,10 +180,10 @@ class Evaluator(L.Callback):
         total = [[0] * len(tasks) for _ in self._prepared.clients]
         for row, client in enumerate(self._prepared.clients):
             experts, aggregated = None, moment == AGGREGATED
-            if self._margin is None:
+            if self._answering is None:
                 module = strategy.personalize(server, client.id, aggregated=aggregated)
             else:
-                experts = strategy.experts(server, client.id, aggregated=aggregated, margin=self._margin)
+                experts = strategy.experts(server, client.id, aggregated=aggregated, answering=self._answering)
                 module = experts.module
                 if not aggregated:
                     self.held[client.id] = self.held.get(client.id, 0) + experts.nbytes
@@ -186,8 +193,8 @@ class Evaluator(L.Callback):
                 count = protocol.num_self if task in client.tasks else protocol.num_others if others else 0
                 count = min(count, len(asked))
                 if count:
-                    owners = () if experts is None else experts.route(self._looks(experts)[column][:count])
-                    right[row][column] = asked.right(module, count, experts=experts, owners=owners)
+                    weights = None if experts is None else experts.weigh(self._looks(experts)[column][:count])
+                    right[row][column] = asked.right(module, count, experts=experts, weights=weights)
                     total[row][column] = count
         return Table(done, moment, right, total)
 

@@ -106,10 +106,11 @@ def run_one(
     exchanges = not is_alone or method.aggregator.uses_global_branch
     device = torch.device("cuda" if bench.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
     evaluator = Evaluator(
-        prepared, bench.questions, protocol, exchanges=exchanges, margin=method.margin, device=device, tell=tell
+        prepared, bench.questions, protocol, exchanges=exchanges, answering=method.answering, device=device, tell=tell
     )
+    keys = method.answering is not None
     callbacks: list[L.Callback] = [*method.callbacks, evaluator]
-    if method.margin is not None:
+    if keys:
         callbacks.append(RoutingKeys(prepared.probe, to_reader=to_reader))
     if method.aggregator.needs_sketches:
         callbacks.append(RelevanceProbe(prepared.probe, to_probe=to_probe, every_n_steps=protocol.probe_every))
@@ -169,9 +170,7 @@ def run_one(
         tables=evaluator.tables,
         weights=_rows(last.weights),
         similarity=_rows(last.similarity),
-        sent=[
-            0 if is_alone and method.margin is None else strategy.traffic[client.id].up for client in prepared.clients
-        ],
+        sent=[0 if is_alone and not keys else strategy.traffic[client.id].up for client in prepared.clients],
         received=[strategy.traffic[client.id].down + evaluator.held.get(client.id, 0) for client in prepared.clients],
         operations=operations,
         seconds=evaluator.seconds,

@@ -1,12 +1,13 @@
-"""`Experts`: one client's model that answers each question with the adapter of whoever trained on such questions.
+"""`Experts`: one client's model that answers each question with the adapters of those who trained on such questions.
 
 Every client's adapter P, Q means the same in every aligned model, so a client that holds all of them (some kilobytes
-each) has as many experts. Who is asked is told from the question alone: `functional.routing`.
+each) has as many experts, and any mean of them is one more. Who is asked is told from the question alone:
+`functional.routing`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_pfl.callbacks.federated import Exchange, KeySource
-from lightning_pfl.functional.routing import Keys, distances, nearest
+from lightning_pfl.functional.routing import Answering, Keys, distances
 from lightning_pfl.types import FlatTensors, Personalized, SharedTensors
 
 __all__ = ["Experts"]
@@ -35,14 +36,14 @@ class Experts:
         client_id: whose model it is.
         adapters: all clients' tensors for everybody, by id, the client's own among them.
         keys: of their questions, by id; a client without any is never asked by others.
-        margin: how many times the distance of the nearest owner the own one may be and still answer.
+        answering: whose adapters answer a question.
 
     Attributes:
         module: see above.
         owners: ids of those who can answer, sorted.
 
     Raises:
-        ValueError: an adapter that does not fit, a margin below 1, or no keys of the client's own.
+        ValueError: an adapter that does not fit, or no keys of the client's own.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Experts:
         client_id: str,
         adapters: Mapping[str, FlatTensors],
         keys: Mapping[str, Keys],
-        margin: float = 1.5,
+        answering: Answering,
     ) -> None:
         if client_id not in keys:
             raise ValueError(
@@ -63,12 +64,13 @@ class Experts:
             )
         self.module = module
         self.owners = tuple(sorted(keys.keys() & adapters.keys()))
-        self._exchange, self._source, self._margin, self._client_id = exchange, source, margin, client_id
+        self._exchange, self._source, self._answering, self._client_id = exchange, source, answering, client_id
         self._keys = [keys[owner] for owner in self.owners]
         self._own = exchange.upload(module).common
         self._adapters = {owner: _fitted(adapters[owner], self._own, owner) for owner in self.owners}
         self._adapters[client_id] = self._own
-        nearest(torch.ones(1, len(self.owners)), own=0, margin=margin)  # a margin that cannot be is refused now
+        self._alone = torch.zeros(len(self.owners))
+        self._alone[self.owners.index(client_id)] = 1
 
     @property
     def nbytes(self) -> int:
@@ -83,68 +85,83 @@ class Experts:
         """What a batch's questions look like, float32 ``[n, k]``; the same for all clients."""
         return self._source.read(batch)
 
-    def route(self, questions: Tensor) -> tuple[str, ...]:
-        """Who is to answer each question.
+    def weigh(self, questions: Tensor) -> Tensor:
+        """How much each owner's adapter counts in the one that answers a question.
 
         Args:
             questions: from `read`, ``[n, k]``.
 
         Returns:
-            n ids.
+            float32 ``[n, N]`` in the order of `owners`; rows sum to 1.
         """
         if not len(questions):
-            return ()
+            return torch.zeros(0, len(self.owners))
         own = self.owners.index(self._client_id)
-        places = nearest(distances(questions, self._keys), own=own, margin=self._margin)
-        return tuple(self.owners[place] for place in places.tolist())
+        return self._answering.weights(distances(questions, self._keys), own=own)
 
     def answer(
         self,
         batch: Any,
         answer: Callable[[L.LightningModule, Any], Tensor],
         *,
-        owners: Sequence[str] | None = None,
+        weights: Tensor | None = None,
     ) -> Tensor:
-        """Answer a batch, each question with its owner's adapter.
+        """Answer a batch, each question with a mean of its owners' adapters.
+
+        Questions with the same mean are answered together, so a batch costs as many passes as it has different ones.
 
         Args:
             batch: tensors, or mappings, lists and tuples of them, that all have n rows.
             answer: of the module and a part of the batch, in the batch's form; one row per question. Randomness in it
                 is drawn part by part.
-            owners: who answers each question, from `route`. None: who the batch itself asks for.
+            weights: what each owner's adapter counts for each question, from `weigh`. None: as the batch itself asks.
 
         Returns:
             The answers in the batch's order, ``[n, ...]``.
 
         Raises:
-            ValueError: another number of owners than questions, an owner that is none, or tensors of unequal lengths.
+            ValueError: weights of another number of questions or owners, or tensors of unequal lengths.
         """
         count = _length(batch)
-        owners = self.route(self.read(batch)) if owners is None else owners
-        if len(owners) != count or not set(owners) <= set(self.owners):
+        weights = self.weigh(self.read(batch)) if weights is None else weights.float().cpu()
+        if weights.shape != (count, len(self.owners)) or not bool(torch.isfinite(weights).all()):
             raise ValueError(
-                f"A batch of {count} questions needs as many owners, each one of {list(self.owners)[:20]}, but has "
-                f"{len(owners)}: {sorted(set(owners))[:20]}."
+                f"A batch of {count} questions needs finite weights of {len(self.owners)} owners for each, but has "
+                f"{'some that are not finite' if weights.isfinite().logical_not().any() else tuple(weights.shape)}."
             )
+        mixtures, of = weights.unique(dim=0, return_inverse=True)
         rows: list[Tensor] = []
-        order: list[int] = []
-        for owner in dict.fromkeys(owners):
-            places = [place for place, one in enumerate(owners) if one == owner]
-            with self._answering(owner), torch.no_grad():
+        order: list[Tensor] = []
+        for number, mixture in enumerate(mixtures):
+            places = (of == number).nonzero()[:, 0]
+            with self._answering_with(mixture), torch.no_grad():
                 rows.append(answer(self.module, _rows(batch, places)))
-            order += places
-        return torch.cat(rows)[torch.tensor(order).argsort().to(rows[0].device)]
+            order.append(places)
+        return torch.cat(rows)[torch.cat(order).argsort().to(rows[0].device)]
 
     @contextmanager
-    def _answering(self, owner: str) -> Iterator[None]:
-        if owner == self._client_id:
+    def _answering_with(self, mixture: Tensor) -> Iterator[None]:
+        if torch.equal(mixture, self._alone):
             yield
             return
-        self._write(self._adapters[owner])
+        self._write(self._mean(mixture))
         try:
             yield
         finally:
             self._write(self._own)
+
+    def _mean(self, mixture: Tensor) -> FlatTensors:
+        """In the order of owners, so that the same weights give the same bits; one owner's adapter as it is."""
+        counted = {owner: weight for owner, weight in zip(self.owners, mixture, strict=True) if weight}
+        if list(counted.values()) == [1]:
+            return self._adapters[next(iter(counted))]
+        tensors = [(weight, self._adapters[owner].unpack()) for owner, weight in counted.items()]
+        return FlatTensors.pack(
+            {
+                name: torch.stack([weight * there[name].float() for weight, there in tensors]).sum(dim=0).to(own.dtype)
+                for name, own in self._own.unpack().items()
+            }
+        )
 
     def _write(self, common: FlatTensors) -> None:
         self._exchange.receive(self.module, Personalized(start=SharedTensors(common)))
@@ -190,9 +207,9 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
         )
 
 
-def _rows(batch: Any, places: Sequence[int]) -> Any:
+def _rows(batch: Any, places: Tensor) -> Any:
     if isinstance(batch, Tensor):
-        return batch[torch.tensor(places, device=batch.device)]
+        return batch[places.to(batch.device)]
     if isinstance(batch, Mapping):
         return {name: _rows(value, places) for name, value in batch.items()}
     return type(batch)([_rows(value, places) for value in batch])

@@ -25,7 +25,7 @@ from lightning_pfl.federation.privacy import overlaid
 from lightning_pfl.federation.rounds import Rounds
 from lightning_pfl.federation.schedule import client_seed
 from lightning_pfl.federation.turn import build_client, introduce_client
-from lightning_pfl.functional.routing import Keys
+from lightning_pfl.functional.routing import Answering, Keys
 from lightning_pfl.types import Assignment, Personalized, SharedTensors
 
 __all__ = ["Newcomer", "experts", "export", "personalize", "personalize_new"]
@@ -59,7 +59,9 @@ def personalize(
     return personal
 
 
-def experts(rounds: Rounds, client_id: str, module: L.LightningModule, *, aggregated: bool, margin: float) -> Experts:
+def experts(
+    rounds: Rounds, client_id: str, module: L.LightningModule, *, aggregated: bool, answering: Answering
+) -> Experts:
     """See `FederatedStrategy.experts`."""
     _require_class(rounds, client_id, module)
     trainer, personal = _build(rounds, client_id, aggregated=aggregated)
@@ -82,7 +84,7 @@ def experts(rounds: Rounds, client_id: str, module: L.LightningModule, *, aggreg
         client_id=client_id,
         adapters=adapters,
         keys={owner: Keys(known.keys) for owner, known in state.experts.items()},
-        margin=margin,
+        answering=answering,
     )
 
 

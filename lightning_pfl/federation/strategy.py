@@ -37,6 +37,7 @@ from lightning_pfl.federation.rules import RoundRules
 from lightning_pfl.federation.server_state import ServerState
 from lightning_pfl.federation.store import ClientStore
 from lightning_pfl.federation.template import ClientTemplate
+from lightning_pfl.functional.routing import Answering, Blend
 from lightning_pfl.functional.wire import LargestChanges, WireFormat
 
 __all__ = ["FederatedStrategy"]
@@ -225,22 +226,26 @@ class FederatedStrategy(SingleDeviceStrategy):
         return personalize(self._ran(), self._known(client_id), module, aggregated=aggregated)
 
     def experts(
-        self, module: L.LightningModule, client_id: str, *, aggregated: bool = True, margin: float = 1.5
+        self,
+        module: L.LightningModule,
+        client_id: str,
+        *,
+        aggregated: bool = True,
+        answering: Answering = Blend(),  # noqa: B008, frozen
     ) -> Experts:
-        """One client's model, which answers each question with the adapter of whoever trained on such questions.
+        """One client's model, which answers each question with the adapters of those who trained on such questions.
 
         It needs `RoutingKeys` among the run's callbacks. To answer so, a client holds every other client's adapter and
         keys, which `Experts.nbytes` counts and `traffic` does not. Arguments are those of `personalize`, and:
 
         Args:
-            margin: a question that is at most so many times as far from the client's own as from the nearest owner's
-                is answered with its own adapter; >= 1.
+            answering: whose adapters answer a question: `Blend`, the mean of all that are near, or `Nearest`.
 
         Raises:
-            ValueError: no client of that name, one that has not trained yet, or a margin below 1.
+            ValueError: no client of that name, or one that has not trained yet.
             FederationError: nothing has run yet, or nothing has gathered keys.
         """
-        return experts(self._ran(), self._known(client_id), module, aggregated=aggregated, margin=margin)
+        return experts(self._ran(), self._known(client_id), module, aggregated=aggregated, answering=answering)
 
     def personalize_new(self, client: Client) -> Newcomer:
         """A model for a client that took no part, from the others' by the sketch of its task alone.

@@ -1,19 +1,21 @@
-r"""Whose questions does this one look like? Keys say what an owner has trained on; a question goes to the nearest one.
+r"""Whose questions does this one look like? Keys say what an owner has trained on, and who is near is asked.
 
 Start at `Keys`, what one owner tells of its questions: a few centres in the space of a frozen reader, none of them with
-a label. `distances` says how far questions are from every owner's, `nearest` who is to answer.
+a label. `distances` says how far questions are from every owner's, an `Answering` whose adapters answer.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import override
 
-__all__ = ["Keys", "distances", "nearest"]
+__all__ = ["Answering", "Blend", "Keys", "Nearest", "distances"]
 
 _RIDGE = 0.05  # of the mean spread: what a coordinate that hardly varies counts as
 
@@ -179,31 +181,106 @@ def distances(questions: Tensor, owners: Sequence[Keys]) -> Tensor:
     return torch.stack([part.amin(dim=1) for part in parts], dim=1).float()
 
 
-def nearest(distances: Tensor, *, own: int, margin: float = 1.5) -> Tensor:
-    """Who answers each question: its own client if its keys are near enough, else the owner of the nearest ones.
+class Answering(ABC):
+    """Whose adapters answer a question, told from how far it is from everybody's."""
+
+    @abstractmethod
+    def weights(self, distances: Tensor, *, own: int) -> Tensor:
+        """How much each owner's adapter counts in the one that answers.
+
+        Args:
+            distances: ``[n, N]``, from `distances`.
+            own: place of the client that is asked.
+
+        Returns:
+            float32 ``[n, N]``, 0 or more; rows sum to 1.
+        """
+
+
+@final
+@dataclass(frozen=True)
+class Blend(Answering):
+    """The mean of the adapters of all who have trained on such questions, in which the own one counts somewhat more.
+
+    Adapters that have learned one kind of question from different data err differently, so their mean knows more than
+    any of them, the client's own included. A ``reach`` that is too long takes in clients with other kinds of questions.
+
+    Args:
+        reach: how many times the smallest distance an owner may be away, >= 1.
+        own: what the client's own adapter counts where it is among them, beside its part of the mean, 0 to 1.
+
+    Raises:
+        ValueError: a number out of range.
+
+    Source:
+        Ours; weights of a mean per question, as the Co-LoRA paper has them per client (arXiv:2506.11024).
+
+    Example:
+        >>> Blend(reach=2, own=0.5).weights(torch.tensor([[3.0, 2.0, 9.0], [5.0, 2.0, 3.0]]), own=0)
+        tensor([[0.7500, 0.2500, 0.0000],
+                [0.0000, 0.5000, 0.5000]])
+    """
+
+    reach: float = 2.0
+    own: float = 0.25
+
+    def __post_init__(self) -> None:
+        _require_multiple("reach", self.reach)
+        if not 0 <= self.own <= 1:
+            raise ValueError(f"`own` must be between 0 and 1, but is {self.own}.")
+
+    @override
+    def weights(self, distances: Tensor, *, own: int) -> Tensor:
+        """Equal ones for those in reach, and what the own one has beside that."""
+        near = _within(distances, self.reach).float()
+        mean = near / near.sum(dim=1, keepdim=True)
+        extra = self.own * near[:, own : own + 1]
+        return (1 - extra) * mean + extra * _alone(torch.full((len(near),), own), near)
+
+
+@final
+@dataclass(frozen=True)
+class Nearest(Answering):
+    """One adapter: the client's own if its keys are near enough, else the nearest owner's.
 
     Related tasks look alike, and of two adapters that know a question the own one is the better: it was trained beside
     the client's own model. So the own one answers whatever is not much nearer to another.
 
     Args:
-        distances: ``[n, N]``, from `distances`.
-        own: place of the client that is asked.
-        margin: how many times the smallest distance the own one may be, >= 1. 1: only if nobody is nearer.
-
-    Returns:
-        Places of owners, int64 ``[n]``; of equal ones the own, then the first.
+        margin: how many times the smallest distance the own one may be away, >= 1. 1: only if nobody is nearer.
 
     Raises:
         ValueError: a margin below 1.
 
     Example:
-        >>> nearest(torch.tensor([[3.0, 2.0], [5.0, 2.0]]), own=0)
-        tensor([0, 1])
+        >>> Nearest().weights(torch.tensor([[3.0, 2.0], [5.0, 2.0]]), own=0)
+        tensor([[1., 0.],
+                [0., 1.]])
     """
-    if not margin >= 1:
-        raise ValueError(f"`margin` is a multiple of the smallest distance, at least 1, but is {margin}.")
-    least, found = distances.min(dim=1)
-    return torch.where(distances[:, own] <= margin * least, own, found)
+
+    margin: float = 1.5
+
+    def __post_init__(self) -> None:
+        _require_multiple("margin", self.margin)
+
+    @override
+    def weights(self, distances: Tensor, *, own: int) -> Tensor:
+        """1 for who answers; of equally near ones the own, then the first."""
+        is_own = _within(distances, self.margin)[:, own]
+        return _alone(torch.where(is_own, own, distances.argmin(dim=1)), distances)
+
+
+def _within(distances: Tensor, times: float) -> Tensor:
+    return distances <= times * distances.amin(dim=1, keepdim=True)
+
+
+def _alone(places: Tensor, like: Tensor) -> Tensor:
+    return nn.functional.one_hot(places, like.shape[1]).float()
+
+
+def _require_multiple(name: str, value: float) -> None:
+    if not value >= 1:
+        raise ValueError(f"`{name}` is a multiple of the smallest distance, at least 1, but is {value}.")
 
 
 def _union(one: Tensor, two: Tensor) -> Tensor:

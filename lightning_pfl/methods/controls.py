@@ -14,6 +14,7 @@ from lightning_pfl.aggregation import LocalOnly, MixtureAggregator, RelevanceAgg
 from lightning_pfl.functional.controls import Alone, Shuffled
 from lightning_pfl.functional.pulling import Towards
 from lightning_pfl.functional.relevance import Softmax, TaskGraph, Uniform, WeightPolicy
+from lightning_pfl.functional.routing import Answering, Blend
 from lightning_pfl.methods.method import Adapters, Method
 
 __all__ = [
@@ -89,16 +90,16 @@ def pulled_to_all(adapters: Adapters, *, pull: float = 0.5) -> Method:
     return Method("pulled to all", rule, (adapters(),))
 
 
-def routed_local(adapters: Adapters, *, margin: float = 1.5) -> Method:
+def routed_local(adapters: Adapters, *, answering: Answering | None = None) -> Method:
     """`routed` without exchange in training: adapters are trained alone, and afterwards every client holds them all.
 
     What `routed` gains over it is what clients learn from each other; what it gains over `local_only`, the routing.
 
     Args:
         adapters: makes the adapters.
-        margin: as of `routed`.
+        answering: as of `routed`.
     """
-    return Method("local, routed", LocalOnly(), (adapters(),), margin=margin)
+    return Method("local, routed", LocalOnly(), (adapters(),), answering=answering or Blend())
 
 
 def shuffled(adapters: Adapters, *, weights: WeightPolicy | None = None, pull: float = 0.5, seed: int = 0) -> Method:

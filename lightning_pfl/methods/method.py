@@ -10,6 +10,7 @@ import lightning as L
 
 from lightning_pfl.aggregation import Aggregator
 from lightning_pfl.callbacks.colora import CoLoRA
+from lightning_pfl.functional.routing import Answering
 
 __all__ = ["Adapters", "Method"]
 
@@ -29,13 +30,13 @@ class Method:
             beside them (``aggregator.needs_sketches``).
         passes: forward and backward passes per optimizer step, relative to local training, for comparisons at equal
             compute. Passes over a public set come on top.
-        margin: None: a client's own model answers. A number: each question is answered with the adapter of whoever
-            trained on such questions (`FederatedStrategy.experts`, whose margin it is); a `RoutingKeys` belongs beside
-            the callbacks then.
+        answering: None: a client's own model answers. Else each question is answered with the adapters of those who
+            trained on such questions (`FederatedStrategy.experts`, which takes it); a `RoutingKeys` belongs beside the
+            callbacks then.
     """
 
     name: str
     aggregator: Aggregator
     callbacks: tuple[L.Callback, ...]
     passes: float = 1.0
-    margin: float | None = None
+    answering: Answering | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning_pfl.adapters import GatePolicy, StaticGate
 from lightning_pfl.aggregation import RelevanceAggregator
 from lightning_pfl.functional.relevance import WeightPolicy
+from lightning_pfl.functional.routing import Answering, Blend
 from lightning_pfl.methods.method import Adapters, Method
 
 __all__ = ["frozen_mixture", "ours", "paper", "routed"]
@@ -27,29 +28,35 @@ def ours(adapters: Adapters, *, weights: WeightPolicy | None = None, pull: float
 
 
 def routed(
-    adapters: Adapters, *, weights: WeightPolicy | None = None, pull: float = 0.5, margin: float = 1.5
+    adapters: Adapters,
+    *,
+    weights: WeightPolicy | None = None,
+    pull: float = 0.5,
+    answering: Answering | None = None,
 ) -> Method:
-    """Ours, and every question is answered with the adapter of whoever trained on such questions.
+    """Ours, and every question is answered with the adapters of those who trained on such questions.
 
-    Training is that of `ours`. Every client holds all clients' adapters and keys of their questions, and asks its own
-    one unless another's keys are much nearer to the question: so it keeps what it has gained on its own tasks, and
-    answers the others' tasks as they do. Its control without exchange in training is `routed_local`.
+    Training is that of `ours`. Every client holds all clients' adapters and keys of their questions. A question tells
+    whose keys are near, and the mean of their adapters answers: one model call, with a mixture of its own. So a
+    client answers its own questions with what its relatives know beside it, and the others' as they do. The control
+    without exchange in training is `routed_local`; adapters that never met have no mean that is worth much.
 
     FedDPA's rule for test inputs is near to this: it weighs a client's two adapters by an input's likeness to its
-    training data. Here there is one adapter per client, and one of them answers.
+    training data. Here there is one adapter per client, and those of all clients are weighed.
 
     Args:
         adapters: makes the adapters.
         weights: as of `ours`.
         pull: as of `ours`.
-        margin: how many times the distance of the nearest owner the own one may be and still answer; 1: no preference.
+        answering: whose adapters answer. None: ``Blend()``; ``Nearest()`` takes one.
 
     Example:
         >>> from lightning_pfl.callbacks.colora import CoLoRA
-        >>> routed(CoLoRA).margin
-        1.5
+        >>> routed(CoLoRA).answering
+        Blend(reach=2.0, own=0.25)
     """
-    return Method("ours, routed", RelevanceAggregator(weights, pull=pull), (adapters(),), margin=margin)
+    rule = RelevanceAggregator(weights, pull=pull)
+    return Method("ours, routed", rule, (adapters(),), answering=answering or Blend())
 
 
 def frozen_mixture(

@@ -1,4 +1,4 @@
-"""Every client holds all adapters and answers a question with the one whose owner trained on such questions."""
+"""Every client holds all adapters and answers a question with those whose owners trained on such questions."""
 
 import copy
 from dataclasses import replace
@@ -21,7 +21,7 @@ from lightning_pfl.federation import Client, Experts
 from lightning_pfl.federation.privacy import Privacy, PrivacyBudget
 from lightning_pfl.functional.mechanisms import UpdateNoise
 from lightning_pfl.functional.relevance import Uniform
-from lightning_pfl.functional.routing import Keys
+from lightning_pfl.functional.routing import Blend, Keys, Nearest
 from lightning_pfl.functional.wire import Bfloat16, Int8
 from lightning_pfl.relevance import Reader
 from lightning_pfl.types import ClientUpdate, FlatTensors, SharedTensors
@@ -95,6 +95,17 @@ def outputs(module, batch):
     return module(batch[0])
 
 
+def owned_by(experts, *owners):
+    """Weights by which one owner's adapter answers each question."""
+    return torch.stack([torch.tensor([float(one == owner) for one in experts.owners]) for owner in owners])
+
+
+def owners_of(experts, x):
+    weights = experts.weigh(experts.read([x]))
+    assert (weights.max(dim=1).values == 1).all()
+    return [experts.owners[place] for place in weights.argmax(dim=1).tolist()]
+
+
 def with_adapter_of(strategy, client_id, owner):
     """A client's module with another's P and Q written into it by hand."""
     module, other = strategy.personalize(Blocks(), client_id), strategy.personalize(Blocks(), owner)
@@ -109,10 +120,10 @@ def with_adapter_of(strategy, client_id, owner):
 def test_each_question_is_answered_with_the_adapter_of_who_trained_on_such_ones(run):
     """Worked by hand: the client's own module, and the same with the other's P and Q."""
     strategy, _ = run
-    experts = strategy.experts(Blocks(), "north-a")
+    experts = strategy.experts(Blocks(), "north-a", answering=Nearest())
     x = torch.cat([questions("south", 2, 1), questions("north", 2, 2), questions("south", 1, 3)])
 
-    owners = experts.route(experts.read([x]))
+    owners = owners_of(experts, x)
     answered = experts.answer([x], outputs)
 
     assert [owner[:5] for owner in owners] == ["south", "south", "north", "north", "south"]
@@ -127,16 +138,63 @@ def test_questions_of_ones_own_kind_stay_there_and_are_mostly_ones_own_to_answer
     """In four coordinates chance makes a relative much nearer at times; what is one's own is answered as alone."""
     strategy, _ = run
     for client_id in strategy.client_ids:
-        experts, alone = strategy.experts(Blocks(), client_id, margin=3), strategy.personalize(Blocks(), client_id)
+        experts = strategy.experts(Blocks(), client_id, answering=Nearest(margin=3))
+        alone = strategy.personalize(Blocks(), client_id)
         x = questions(client_id.split("-")[0], 20, 5)
 
-        owners = experts.route(experts.read([x]))
+        owners = owners_of(experts, x)
         own = torch.tensor([owner == client_id for owner in owners])
 
         assert {owner[:5] for owner in owners} == {client_id[:5]}
         assert own.float().mean() > 0.7
         with torch.no_grad():
             torch.testing.assert_close(experts.answer([x], outputs)[own], alone(x)[own])
+
+
+def test_near_owners_answer_by_the_mean_of_their_adapters(run):
+    """By hand: the mean of P and Q of both owners of a place, the own one counting a quarter more where it is one."""
+    strategy, _ = run
+    experts = strategy.experts(Blocks(), "north-a", answering=Blend(reach=1000, own=0.25))
+    near = Blend(reach=1000).weights(torch.tensor([[1.0, 2.0, 5e3, 5e3]]), own=0)
+    assert near.tolist() == [[0.625, 0.375, 0, 0]]
+    x = torch.cat([questions("north", 1, 2), questions("south", 1, 1)])
+    weights = torch.tensor([[0.625, 0.375, 0, 0], [0, 0, 0.5, 0.5]])
+
+    answered = experts.answer([x], outputs, weights=weights)
+
+    for row, (shares, pair) in enumerate(
+        [((0.625, 0.375), ("north-a", "north-b")), ((0.5, 0.5), ("south-a", "south-b"))]
+    ):
+        module = strategy.personalize(Blocks(), "north-a")
+        states = [adapter_state(strategy.personalize(Blocks(), owner)) for owner in pair]
+        for name, parameter in module.named_parameters():
+            if "colora_P" in name or "colora_Q" in name:
+                parameter.data.copy_(sum(share * state[name] for share, state in zip(shares, states, strict=True)))
+        with torch.no_grad():
+            torch.testing.assert_close(answered[row], module(x[row : row + 1])[0])
+
+
+def test_who_is_near_is_told_by_the_question(run):
+    strategy, _ = run
+    experts = strategy.experts(Blocks(), "north-a")
+    for kind in ("north", "south"):
+        weights = experts.weigh(experts.read([questions(kind, 20, 7)]))
+        torch.testing.assert_close(weights.sum(dim=1), torch.ones(20))
+        counted = {owner for owner, weight in zip(experts.owners, weights.sum(dim=0), strict=True) if weight}
+        assert counted == {f"{kind}-a", f"{kind}-b"}
+
+
+def test_questions_of_one_mixture_are_asked_in_one_call(run):
+    strategy, _ = run
+    experts, sizes = strategy.experts(Blocks(), "north-a"), []
+
+    def counted(module, batch):
+        sizes.append(len(batch[0]))
+        return module(batch[0])
+
+    weights = torch.tensor([[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5], [0.5, 0.5, 0, 0]])
+    experts.answer([questions("north", 3, 1)], counted, weights=weights)
+    assert sorted(sizes) == [1, 2]
 
 
 def test_afterwards_the_module_is_what_it_was(run):
@@ -163,7 +221,7 @@ def test_it_costs_the_others_adapters_and_keys(run):
     assert strategy.traffic["north-a"].up == 2 * 4 * (6 + 2 * 9)  # in each of two rounds
 
 
-def test_batches_may_be_mappings_and_have_owners_given(run):
+def test_batches_may_be_mappings_and_have_weights_given(run):
     strategy, _ = run
     experts = strategy.experts(Blocks(), "north-a")
     x, seen = questions("south", 2, 1), []
@@ -172,11 +230,11 @@ def test_batches_may_be_mappings_and_have_owners_given(run):
         seen.append(batch["pair"][1].tolist())
         return module(batch["pair"][0])
 
-    found = experts.answer({"pair": (x, torch.arange(2))}, inner, owners=["north-a", "south-b"])
+    found = experts.answer({"pair": (x, torch.arange(2))}, inner, weights=owned_by(experts, "north-a", "south-b"))
 
     assert sorted(seen) == [[0], [1]]  # everything in a batch is dealt out alike
-    assert torch.equal(found[:1], experts.answer([x[:1]], outputs, owners=["north-a"]))
-    assert torch.equal(found[1:], experts.answer([x[1:]], outputs, owners=["south-b"]))
+    assert torch.equal(found[:1], experts.answer([x[:1]], outputs, weights=owned_by(experts, "north-a")))
+    assert torch.equal(found[1:], experts.answer([x[1:]], outputs, weights=owned_by(experts, "south-b")))
 
 
 def test_after_aggregation_everybodys_adapter_is_what_the_server_has_made_of_it(tmp_path):
@@ -186,7 +244,8 @@ def test_after_aggregation_everybodys_adapter_is_what_the_server_has_made_of_it(
     x = questions("south", 2, 1)
 
     def answers(owner, *, aggregated):
-        return strategy.experts(Blocks(), "north-a", aggregated=aggregated).answer([x], outputs, owners=[owner] * 2)
+        experts = strategy.experts(Blocks(), "north-a", aggregated=aggregated)
+        return experts.answer([x], outputs, weights=owned_by(experts, owner, owner))
 
     torch.testing.assert_close(answers("south-a", aggregated=True), answers("north-a", aggregated=True))
     assert not torch.allclose(answers("south-a", aggregated=False), answers("north-a", aggregated=False))
@@ -223,7 +282,8 @@ def test_keys_are_not_rounded_on_the_wire(tmp_path, run, wire):
     for client_id, known in plain._state.experts.items():
         assert torch.equal(written._state.experts[client_id].keys, known.keys)
         assert written.traffic[client_id].up >= 8 + known.keys.numel() * 4
-    assert written.experts(Blocks(), "north-a").route(questions("south", 1, 1))[0].startswith("south")
+    experts = written.experts(Blocks(), "north-a", answering=Nearest())
+    assert owners_of(experts, questions("south", 1, 1))[0].startswith("south")
 
 
 def test_what_cannot_be_is_refused_with_the_reason(run, tmp_path):
@@ -231,16 +291,16 @@ def test_what_cannot_be_is_refused_with_the_reason(run, tmp_path):
     experts = strategy.experts(Blocks(), "north-a")
     with pytest.raises(ValueError, match="no client `east`"):
         strategy.experts(Blocks(), "east")
-    with pytest.raises(ValueError, match="`margin`"):
-        strategy.experts(Blocks(), "north-a", margin=0.5)
     with pytest.raises(TypeError, match="WideBlocks"):
         strategy.experts(WideBlocks(), "north-a")
-    with pytest.raises(ValueError, match="2 questions needs as many owners"):
-        experts.answer([torch.zeros(2, 4)], outputs, owners=["north-a"])
+    with pytest.raises(ValueError, match=r"2 questions needs finite weights of 4 owners for each, but has \(1, 4\)"):
+        experts.answer([torch.zeros(2, 4)], outputs, weights=owned_by(experts, "north-a"))
+    with pytest.raises(ValueError, match="some that are not finite"):
+        experts.answer([torch.zeros(1, 4)], outputs, weights=owned_by(experts, "north-a") / 0)
     with pytest.raises(ValueError, match="holds a str"):
-        experts.answer([torch.zeros(2, 4), "text"], outputs, owners=["north-a"] * 2)
+        experts.answer([torch.zeros(2, 4), "text"], outputs, weights=torch.zeros(2, 4))
     with pytest.raises(ValueError, match="lengths are"):
-        experts.answer([torch.zeros(2, 4), torch.zeros(3)], outputs, owners=["north-a"] * 2)
+        experts.answer([torch.zeros(2, 4), torch.zeros(3)], outputs, weights=torch.zeros(2, 4))
     keyless = federation()
     trainer_of(tmp_path, keyless, max_epochs=1, callbacks=callbacks()[:1]).fit(Blocks(), datamodule=TwoPlaces())
     with pytest.raises(FederationError, match="RoutingKeys"):
@@ -282,9 +342,12 @@ def test_an_owner_without_a_layer_has_zero_there_and_one_of_another_rank_is_refu
     def make(adapter):
         keys = {"a": Keys.of(torch.zeros(1, 2), limit=1), "b": Keys.of(torch.ones(1, 2), limit=1)}
         adapters = {"a": FlatTensors.empty(), "b": FlatTensors.pack(adapter)}
-        return Experts(module, exchange=Weight(), source=None, client_id="a", adapters=adapters, keys=keys)
+        return Experts(
+            module, exchange=Weight(), source=None, client_id="a", adapters=adapters, keys=keys, answering=Nearest()
+        )
 
-    found = make({"Q": torch.ones(3)}).answer(torch.ones(1, 2), lambda module, x: module.layer(x), owners=["b"])
+    experts = make({"Q": torch.ones(3)})
+    found = experts.answer(torch.ones(1, 2), lambda module, x: module.layer(x), weights=owned_by(experts, "b"))
     assert found.tolist() == [[0.0, 0.0]]
     with pytest.raises(ValueError, match="`P` must have one shape on all clients"):
         make({"P": torch.ones(3, 3)})

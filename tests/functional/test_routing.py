@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_pfl.functional.routing import Keys, distances, nearest
+from lightning_pfl.functional.routing import Blend, Keys, Nearest, distances
 
 
 def blob(centre, count, seed=0, width=0.3):
@@ -83,9 +83,16 @@ def test_an_owner_is_as_near_as_the_nearest_of_its_groups():
 def test_the_own_adapter_answers_unless_another_is_much_nearer():
     far = torch.tensor([[3.0, 2.0, 9.0], [3.1, 2.0, 9.0], [0.0, 0.0, 0.0], [5.0, 9.0, 2.0]])
 
-    assert nearest(far, own=0).tolist() == [0, 1, 0, 2]
-    assert nearest(far, own=0, margin=1).tolist() == [1, 1, 0, 2]
-    assert nearest(far, own=1, margin=10).tolist() == [1, 1, 1, 1]
+    assert Nearest().weights(far, own=0).argmax(dim=1).tolist() == [0, 1, 0, 2]
+    assert Nearest(margin=1).weights(far, own=0).argmax(dim=1).tolist() == [1, 1, 0, 2]
+    assert Nearest(margin=10).weights(far, own=1).argmax(dim=1).tolist() == [1, 1, 1, 1]
+
+
+def test_all_within_reach_answer_by_their_mean_and_the_own_counts_more():
+    """Two in reach: a half each; the own one has a quarter beside three quarters of its half. Not in reach: nothing."""
+    far = torch.tensor([[2.0, 1.0, 9.0], [2.1, 1.0, 1.5], [0.0, 0.0, 0.0]])
+    expected = torch.tensor([[0.625, 0.375, 0.0], [0.0, 0.5, 0.5], [0.5, 0.25, 0.25]])
+    torch.testing.assert_close(Blend().weights(far, own=0), expected)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +119,10 @@ def test_questions_and_keys_of_other_readers_do_not_meet():
     with pytest.raises(ValueError, match="there must be an owner"):
         distances(torch.zeros(1, 3), [])
     with pytest.raises(ValueError, match="`margin`"):
-        nearest(torch.ones(1, 1), own=0, margin=0.5)
+        Nearest(margin=0.5)
+    with pytest.raises(ValueError, match="`reach`"):
+        Blend(reach=0.5)
+    with pytest.raises(ValueError, match="`own`"):
+        Blend(own=1.5)
     with pytest.raises(ValueError, match="`limit`"):
         keys.merged(0)
