@@ -152,7 +152,7 @@ class Rounds:
             busy=busy,
         )
         self.state.ledgers.require_room(asked, round)
-        self.state.relevance.settle()  # before anything has changed, as the disk may be full
+        self.state.settle()  # before anything has changed, as the disk may be full
         enough = min(wanted(len(self._clients), self._fraction), len(asked) + len(busy))
         _LOG.info("Round %d: %d of %d clients train.", round, len(asked) + len(busy), len(self._clients))
         harvest = Harvest(TrainerFn.FITTING)

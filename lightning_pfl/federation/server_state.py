@@ -16,14 +16,15 @@ from lightning_pfl.federation.history import LeftOut, RelevanceRecord, RoundTraf
 from lightning_pfl.federation.ledgers import Ledgers
 from lightning_pfl.federation.post import Post, dump_letter, load_letter
 from lightning_pfl.federation.privacy import Privacy
-from lightning_pfl.federation.relevance_log import RelevanceLog
+from lightning_pfl.federation.round_log import RoundLog
 from lightning_pfl.federation.store import ClientStore
 from lightning_pfl.functional.wire import WireFormat
 from lightning_pfl.types import Aggregation, FlatTensors, Layout, Personalized, PersonalizedLetter, SharedTensors
 
 __all__ = ["KnownExpert", "ServerState"]
 
-_VERSION = 3
+_VERSION = 4
+_READABLE = (3, 4)  # 3 had the bytes of all rounds in one list
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +77,7 @@ class ServerState:
         self.aggregator: Mapping[str, Any] = {}
         self.personalized: dict[str, Personalized | PersonalizedLetter] = {}
         self.newcomer: Personalized | PersonalizedLetter = Personalized()
-        self.relevance = RelevanceLog(store.blobs)
+        self.relevance = RoundLog("relevance", RelevanceRecord.load, store.blobs)
         self.left_out: list[LeftOut] = []
         self.measures: Mapping[str, Sequence[float]] = {}
         self.layouts: dict[str, tuple[str, Layout, Layout]] = {}
@@ -86,13 +87,13 @@ class ServerState:
         self.ledgers = Ledgers(privacy)
         self.post = Post(wire)
         self._received: dict[str, Personalized | PersonalizedLetter] = {}
-        self._closed: list[RoundTraffic] = []
+        self._closed = RoundLog("traffic", RoundTraffic.load, store.blobs)
         self._open: tuple[int, dict[str, Traffic]] = (0, {})
         self._total = Traffic()
 
     @property
     def traffic_by_round(self) -> list[RoundTraffic]:
-        """What travelled in each round in which something did, in order."""
+        """What travelled in each round in which something did, in order. Older ones are read from the store's place."""
         return [*self._closed, RoundTraffic.of(*self._open)] if self._open[1] else list(self._closed)
 
     @property
@@ -103,10 +104,21 @@ class ServerState:
     def count(self, round: int, client_id: str, traffic: Traffic) -> None:
         """Count bytes that have travelled."""
         if round != self._open[0]:
-            self._closed, self._open = self.traffic_by_round, (round, {})
+            if self._open[1]:
+                self._closed.append(RoundTraffic.of(*self._open))
+            self._open = (round, {})
         self.traffic[client_id] += traffic
         self._total += traffic
         self._open[1][client_id] = self._open[1].get(client_id, Traffic()) + traffic
+
+    def settle(self) -> None:
+        """Move what is known of older rounds out of memory.
+
+        Raises:
+            OSError: it cannot be written. Nothing is lost then.
+        """
+        self.relevance.settle()
+        self._closed.settle()
 
     def next_for(self, client_id: str, *, round: int | None) -> Personalized | PersonalizedLetter:
         """What a client receives in its next turn, counted as traffic of a round once; None: it is not."""
@@ -150,7 +162,8 @@ class ServerState:
                 for client_id, one in self.experts.items()
             },
             "traffic": {client_id: [one.up, one.down] for client_id, one in self.traffic.items()},
-            "traffic_by_round": [one.dump() for one in self.traffic_by_round],
+            "traffic_by_round": self._closed.state_dict(),
+            "traffic_of_round": RoundTraffic.of(*self._open).dump(),
             "post": self.post.state_dict(),
             "privacy": self.ledgers.state_dict(),
             "store": self.store.state_dict(),
@@ -176,7 +189,7 @@ class ServerState:
         self.personalized = {client_id: _load(entry) for client_id, entry in saved["personalized"].items()}
         self.newcomer = _load(saved["newcomer"])
         self._received = {client_id: self.personalized.get(client_id, self.newcomer) for client_id in saved["received"]}
-        self.relevance = RelevanceLog.load(saved["relevance"], self.store.blobs)
+        self.relevance.load_state_dict(saved["relevance"])
         self.left_out = [LeftOut(*entry) for entry in saved["left_out"]]
         self.measures = saved["measures"]
         self.layouts = {client_id: _load_layouts(entry) for client_id, entry in saved["layouts"].items()}
@@ -187,20 +200,19 @@ class ServerState:
         }
         self.traffic = {client_id: Traffic(*numbers) for client_id, numbers in saved["traffic"].items()}
         self._total = sum(self.traffic.values(), Traffic())
-        self._closed, self._open = [RoundTraffic.load(entry) for entry in saved.get("traffic_by_round", ())], (0, {})
-        if self._closed:
-            last = self._closed.pop()
-            self._open = last.round, last.by_client
+        closed, last = _closed_and_open(saved)
+        self._closed.load_state_dict(closed)
+        self._open = last.round, last.by_client
         self.ledgers.load_state_dict(saved.get("privacy", {}))
         self.post.load_state_dict(saved.get("post", {}))
 
     def _check(
         self, saved: Mapping[str, Any], aggregator: Aggregator | None, fingerprints: Mapping[str, Fingerprint]
     ) -> None:
-        if saved.get("version") != _VERSION:
+        if saved.get("version") not in _READABLE:
             raise CheckpointMismatchError(
                 f"The checkpoint's federated part has version {saved.get('version')!r}, but this release reads "
-                f"{_VERSION}. Resume with the release that wrote it."
+                f"{' and '.join(map(str, _READABLE))}. Resume with the release that wrote it."
             )
         theirs = tuple(saved["client_ids"])
         if theirs != self.client_ids:
@@ -235,6 +247,15 @@ class ServerState:
                 f"The checkpoint does not fit {name}: it differs in {what}. Resume with the model and the "
                 "adapters (rank, target modules, number of blocks) of the run that wrote it."
             )
+
+
+def _closed_and_open(saved: Mapping[str, Any]) -> tuple[Mapping[str, Any], RoundTraffic]:
+    """The log of rounds that are over, as it is saved, and what has travelled in the one after."""
+    if saved["version"] == 4:
+        return saved["traffic_by_round"], RoundTraffic.load(saved["traffic_of_round"])
+    rounds = saved.get("traffic_by_round", [])
+    last = RoundTraffic.load(rounds[-1]) if rounds else RoundTraffic.of(0, {})
+    return {"blocks": [], "held": {}, "newest": rounds[:-1]}, last
 
 
 def _dump_layouts(architecture: str, *layouts: Layout) -> list[Any]:

@@ -155,9 +155,29 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path):
     CheckpointFiles().save_checkpoint(saved, tmp_path / "older.ckpt")
 
     with pytest.raises(
-        CheckpointMismatchError, match=r"has version 2, but this release reads 3\. Resume with the release"
+        CheckpointMismatchError, match=r"has version 2, but this release reads 3 and 4\. Resume with the release"
     ):
         fit(tmp_path, strategy_of(), 4, module=Tiny(), ckpt_path=tmp_path / "older.ckpt")
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_a_checkpoint_of_version_3_goes_on_with_the_bytes_of_every_round(tmp_path, rounds):
+    """It had them in one list; the last one may go on, as clients are evaluated in the round that has ended."""
+    whole = strategy_of()
+    fit(tmp_path / "whole", whole, 4, module=Tiny())
+    written = strategy_of()
+    fit(tmp_path, written, rounds, module=Tiny())
+    saved = torch.load(tmp_path / f"epoch={rounds - 1}.ckpt", weights_only=True)
+    del saved["federated"]["traffic_of_round"]
+    saved["federated"] |= {"version": 3, "traffic_by_round": [one.dump() for one in written.traffic_by_round]}
+    CheckpointFiles().save_checkpoint(saved, tmp_path / "older.ckpt")
+
+    resumed = strategy_of()
+    fit(tmp_path, resumed, 4, module=Tiny(), ckpt_path=tmp_path / "older.ckpt")
+
+    got, wanted = ([(one.round, one.by_client) for one in strategy.traffic_by_round] for strategy in (resumed, whole))
+    assert got == wanted
+    assert len(got) == 4
 
 
 def test_states_in_a_store_with_a_url_are_found_again(tmp_path):
