@@ -58,7 +58,7 @@ class Progress:
         self._clock = clock
         self._epoch: int | None = None
         self._begun = 0.0
-        self._past: list[float] = []
+        self._rounds, self._seconds = 0, 0.0  # that are over
 
     def __call__(self, done: int, wanted: int) -> None:
         """Say how many clients have delivered in this stage, of how many that are waited for."""
@@ -84,8 +84,8 @@ class Progress:
         if self._epoch is None or last is None or last < 0 or self._trainer.state.fn is not TrainerFn.FITTING:
             return None
         elapsed = self._clock() - self._begun
-        if self._past:
-            usual = sum(self._past) / len(self._past)
+        if self._rounds:
+            usual = self._seconds / self._rounds
         elif done and self._trainer.state.stage is RunningStage.TRAINING:
             usual = elapsed * wanted / done
         else:
@@ -97,11 +97,12 @@ class Progress:
             return
         now = self._clock()
         if self._epoch is not None:
-            self._past.append(now - self._begun)
+            self._rounds += 1
+            self._seconds += now - self._begun
         self._epoch, self._begun = self._trainer.current_epoch, now
         left = self.seconds_left(0, 1)
-        if len(self._past) == 1 and left is not None:
-            took, more = duration(self._past[0]), (self._trainer.max_epochs or 0) - self._epoch
+        if self._rounds == 1 and left is not None:
+            took, more = duration(self._seconds), (self._trainer.max_epochs or 0) - self._epoch
             _TOLD.info(f"The first round took {took}; {more} more will take about {duration(left)}.")
 
 

@@ -93,7 +93,7 @@ class ServerState:
 
     @property
     def traffic_by_round(self) -> list[RoundTraffic]:
-        """What travelled in each round in which something did, in order. Older ones are read from the store's place."""
+        """What travelled in each round in which something did, in order; older ones are read from the blobs."""
         return [*self._closed, RoundTraffic.of(*self._open)] if self._open[1] else list(self._closed)
 
     @property

@@ -191,7 +191,7 @@ class FederatedStrategy(SingleDeviceStrategy):
 
     @property
     def traffic_by_round(self) -> list[RoundTraffic]:
-        """Bytes that travelled in each round, by client and direction."""
+        """Bytes that travelled in each round, by client and direction; all rounds are read, so ask once for many."""
         return self._state.traffic_by_round
 
     def epsilon(self, client_id: str) -> float:
