@@ -109,14 +109,19 @@ def collect(place: Path, output: Path) -> None:
 
     Args:
         place: folder of results.
-        output: file to write.
+        output: file to write; gzipped if its name ends in .gz.
     """
+    import gzip
+
     from lightning_pfl.comparison.record import read_records
 
     with _errors():
         records = read_records(place)
         partial = output.with_name(f".{output.name}.part")
-        partial.write_text("".join(f"{record.line()}\n" for record in records), encoding="utf8")
+        data = "".join(f"{record.line()}\n" for record in records).encode()
+        partial.write_bytes(
+            gzip.compress(data, mtime=0) if output.suffix == ".gz" else data
+        )  # the same bytes each time
         partial.replace(output)
         Console().print(f"wrote {len(records)} runs to {output}")
 

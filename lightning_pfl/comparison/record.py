@@ -6,6 +6,7 @@ mixed in unnoticed.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -107,14 +108,17 @@ def record_path(folder: Path, method: str, seed: int) -> Path:
 
 
 def read_records(place: Path) -> list[Record]:
-    """All records of a folder (as `record_path` has them) or of a file with one per line, in the comparison's order.
+    """All records of a folder (as `record_path` has them), or of a file with one per line that may be gzipped.
+
+    They come in the comparison's order.
 
     Raises:
         ValueError: a file that is no record; the message names it.
         FileNotFoundError: there is none.
     """
     if place.is_file():
-        lines = [(f"{place}, line {n}", line) for n, line in enumerate(place.read_text("utf8").splitlines(), 1)]
+        text = gzip.decompress(place.read_bytes()).decode() if place.suffix == ".gz" else place.read_text("utf8")
+        lines = [(f"{place}, line {n}", line) for n, line in enumerate(text.splitlines(), 1)]
     else:
         lines = [(str(path), path.read_text("utf8")) for path in sorted(place.glob("runs/*/seed-*.json"))]
     if not lines:

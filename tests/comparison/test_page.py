@@ -5,7 +5,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from lightning_pfl.comparison import commands
 from lightning_pfl.comparison.newcomers import Arrival
+from lightning_pfl.comparison.record import read_records, record_path
 from lightning_pfl.comparison.report.page import write_report
 from tests.comparison.recorded import record
 
@@ -88,3 +90,15 @@ def test_the_same_records_give_the_same_page(written, tmp_path):
     first = [path.read_text("utf8") for path in write_report(records, tmp_path / "a")]
     again = [path.read_text("utf8") for path in write_report(records, tmp_path / "b")]
     assert first == again
+
+
+@pytest.mark.parametrize("name", ["all.jsonl", "all.jsonl.gz"])
+def test_a_folder_and_the_file_that_it_is_collected_into_hold_the_same(tmp_path, name):
+    runs = [record(method, seed, (6, 6), (2, 2)) for method in ("FedAvg", "local") for seed in (0, 1)]
+    for run in runs:
+        run.write(record_path(tmp_path / "out", run.method, run.seed))
+    commands.collect(tmp_path / "out", tmp_path / name)
+    assert read_records(tmp_path / name) == read_records(tmp_path / "out") == runs
+    first = (tmp_path / name).read_bytes()
+    commands.collect(tmp_path / "out", tmp_path / name)
+    assert (tmp_path / name).read_bytes() == first

@@ -29,7 +29,7 @@ def curves(lines: Sequence[Curve], named: Sequence[str], *, along: str = "rounds
         named: methods to be told apart.
         along: what is counted on the horizontal axis.
     """
-    figure, seen = _figure(6.4, 3.6), Counter[str]()
+    figure, seen = _figure(8.0, 3.6), Counter[str]()
     axes = figure.add_subplot()
     for line in sorted(lines, key=lambda line: line.method in named):
         rounds = list(line.points)
@@ -50,7 +50,7 @@ def curves(lines: Sequence[Curve], named: Sequence[str], *, along: str = "rounds
     axes.set_ylabel(f"{lines[0].measure}, % right" if lines else "")
     _plain(axes)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return _svg(figure)
 
 
