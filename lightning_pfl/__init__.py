@@ -124,6 +124,7 @@ from lightning_pfl.federation import (
     Shortfall,
     SimulatedPool,
     SkipRound,
+    StackedPool,
     StopRun,
     UseLate,
 )
@@ -135,6 +136,7 @@ from lightning_pfl.functional.pulling import Towards
 from lightning_pfl.functional.relevance import FixedMatrix, SampleCount, Softmax, TaskGraph, TopK, Uniform, WeightPolicy
 from lightning_pfl.functional.routing import Answering, Blend, Nearest
 from lightning_pfl.functional.similarity import ColumnCosine, Cosine, Similarity
+from lightning_pfl.functional.stacking import stackable
 from lightning_pfl.functional.staleness import Fading
 from lightning_pfl.functional.wire import Bfloat16, DenseFormat, Float32, Int8, LargestChanges, WireFormat
 from lightning_pfl.methods import Method
@@ -280,6 +282,7 @@ __all__ = [
     "SketchNoise",
     "SkipRound",
     "Softmax",
+    "StackedPool",
     "Stacking",
     "StaticGate",
     "StaticStream",
@@ -331,6 +334,7 @@ __all__ = [
     "named_choice",
     "partition_by_key",
     "soft_cross_entropy",
+    "stackable",
     "summary_rows",
     "tidy_rows",
     "to_csv",

@@ -3,7 +3,7 @@
 from lightning_pfl.federation.client import Client
 from lightning_pfl.federation.experts import Experts
 from lightning_pfl.federation.personal import Newcomer
-from lightning_pfl.federation.pools import ClientPool, LocalPool, Pace, RayPool, SimulatedPool
+from lightning_pfl.federation.pools import ClientPool, LocalPool, Pace, RayPool, SimulatedPool, StackedPool
 from lightning_pfl.federation.privacy import Privacy
 from lightning_pfl.federation.rules import (
     BelowQuorum,
@@ -40,6 +40,7 @@ __all__ = [
     "Shortfall",
     "SimulatedPool",
     "SkipRound",
+    "StackedPool",
     "StopRun",
     "UseLate",
 ]

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_pfl.federation.client import Client
-from lightning_pfl.federation.pools import LocalPool, Pace, RayPool, SimulatedPool
+from lightning_pfl.federation.pools import LocalPool, Pace, RayPool, SimulatedPool, StackedPool
 from lightning_pfl.federation.tensor_file import TensorFile
 from tests.federation.places import Eventful, bytes_of, job, snapshot_of, two_rounds
 from tests.federation.tiny import Tiny
@@ -36,14 +36,14 @@ def expected(snapshots):
     return results
 
 
-@pytest.fixture(scope="module", params=["local", "simulated", pytest.param("ray", marks=pytest.mark.ray)])
+@pytest.fixture(scope="module", params=["local", "simulated", "stacked", pytest.param("ray", marks=pytest.mark.ray)])
 def make_pool(request):
     if request.param == "ray":
         request.getfixturevalue("ray_session")
         return partial(RayPool, num_actors=2)  # of four: tests start pools beside the one that most of them share
     if request.param == "simulated":
         return lambda: SimulatedPool(lambda client_id, round: Pace(seconds=1.0))
-    return LocalPool
+    return StackedPool if request.param == "stacked" else LocalPool
 
 
 @pytest.fixture(scope="module")

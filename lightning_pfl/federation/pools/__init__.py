@@ -4,5 +4,6 @@ from lightning_pfl.federation.pools.base import ClientPool
 from lightning_pfl.federation.pools.local import LocalPool
 from lightning_pfl.federation.pools.ray import RayPool
 from lightning_pfl.federation.pools.simulated import Pace, SimulatedPool
+from lightning_pfl.federation.pools.stacked import StackedPool
 
-__all__ = ["ClientPool", "LocalPool", "Pace", "RayPool", "SimulatedPool"]
+__all__ = ["ClientPool", "LocalPool", "Pace", "RayPool", "SimulatedPool", "StackedPool"]

@@ -2,7 +2,7 @@
 
 Start at `ProcessSettings`: captured once where the run was started, entered around every turn, in this process or in
 another. Inside, random generators, threads, dtypes and autograd modes are what the job and the user's settings say;
-afterwards all of it is as it was before. That is why pools give equal results.
+afterwards all of it is as it was before. That is why pools give equal results. `Surroundings` are what is put back.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-__all__ = ["ProcessSettings"]
+__all__ = ["ProcessSettings", "Surroundings"]
 
 # what Lightning's seed_everything leaves for data loader workers, and what makes cuBLAS deterministic
 _VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "CUBLAS_WORKSPACE_CONFIG")
@@ -88,9 +88,7 @@ class ProcessSettings:
             seed: from which all random generators start.
             num_threads: torch threads.
         """
-        before, generators, threads = ProcessSettings.capture(), _generators(), torch.get_num_threads()
-        handlers, rank, folder = _signal_handlers(), vars(rank_zero_only).get("rank"), os.getcwd()
-        try:
+        with Surroundings.kept():
             self.apply()
             torch.set_num_threads(num_threads)
             vars(rank_zero_only)["rank"] = 0
@@ -98,20 +96,65 @@ class ProcessSettings:
             # the caller may be inside a validation step or under autocast; a client's own Trainer decides for itself
             with torch.inference_mode(False), torch.enable_grad(), _no_autocast():
                 yield
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """All that turns in one process would otherwise share, as it is at a moment.
+
+    Attributes:
+        settings: see there.
+        generators: states of the random generators.
+        num_threads: torch threads.
+        handlers: of signals; none outside the main thread, which alone may set them.
+        rank: Lightning's, of the process; None where nobody has set it.
+        folder: the working directory.
+    """
+
+    settings: ProcessSettings
+    generators: Mapping[str, Any]
+    num_threads: int
+    handlers: Mapping[int, Any]
+    rank: int | None
+    folder: str
+
+    @staticmethod
+    def capture() -> Surroundings:
+        """Read them."""
+        return Surroundings(
+            settings=ProcessSettings.capture(),
+            generators=_generators(),
+            num_threads=torch.get_num_threads(),
+            handlers=_signal_handlers(),
+            rank=vars(rank_zero_only).get("rank"),
+            folder=os.getcwd(),
+        )
+
+    def restore(self) -> None:
+        """Make everything as it was; handlers only in the main thread."""
+        self.settings.apply()
+        _restore(self.generators)
+        if torch.get_num_threads() != self.num_threads:
+            torch.set_num_threads(self.num_threads)
+        for number, handler in self.handlers.items() if _in_main_thread() else ():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+        if self.rank is None:
+            vars(rank_zero_only).pop("rank", None)
+        else:
+            vars(rank_zero_only)["rank"] = self.rank
+        if os.getcwd() != self.folder:
+            os.chdir(self.folder)
+
+    @staticmethod
+    @contextmanager
+    def kept() -> Iterator[None]:
+        """Restore, however the block ends, what was before it."""
+        before = Surroundings.capture()
+        try:
+            yield
         finally:
-            before.apply()
-            _restore(generators)
-            if torch.get_num_threads() != threads:
-                torch.set_num_threads(threads)
-            for number, handler in handlers.items():
-                if signal.getsignal(number) is not handler:
-                    signal.signal(number, handler)
-            if rank is None:
-                vars(rank_zero_only).pop("rank", None)
-            else:
-                vars(rank_zero_only)["rank"] = rank
-            if os.getcwd() != folder:
-                os.chdir(folder)
+            before.restore()
 
 
 def _seed(seed: int) -> None:
@@ -144,10 +187,14 @@ def _restore(states: Mapping[str, Any]) -> None:
 
 def _signal_handlers() -> dict[int, Any]:
     """Python's handlers; only the main thread may set them, and those set by C code cannot be put back."""
-    if threading.current_thread() is not threading.main_thread():
+    if not _in_main_thread():
         return {}
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     return {number: handler for number, handler in handlers.items() if handler is not None}
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 @contextmanager
