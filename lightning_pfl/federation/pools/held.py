@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_pfl.federation.frozen import checksum
-from lightning_pfl.functional.stacking import edition
+from lightning_pfl.functional.stacking import editions
 
 __all__ = ["Held", "unequal"]
 
@@ -30,7 +30,7 @@ class _Seen:
     value: _Value
 
     def is_untouched(self) -> bool:
-        return edition(self.tensor) == self.edition
+        return editions([self.tensor]) == [self.edition]
 
 
 @final
@@ -50,9 +50,14 @@ class Held:
 
     def __init__(self) -> None:
         self._seen: dict[str, _Seen] = {}
+        self._now: list[object] = []
 
     def read(self, tensors: Mapping[str, Tensor], others: Sequence[Held]) -> None:
         """Take note of tensors as they are now, and of who among the others holds the same."""
+        now = [*map(id, tensors.values()), *editions(tensors.values())]
+        if now == self._now:
+            return
+        self._now = now
         for name, tensor in tensors.items():
             before = self._seen.get(name)
             if before is None:
@@ -62,9 +67,9 @@ class Held:
                 )
                 if value is not None:
                     value.clients += 1
-                self._seen[name] = _Seen(tensor, edition(tensor), value or _Value(checksum(tensor)))
+                self._seen[name] = _Seen(tensor, *editions([tensor]), value or _Value(checksum(tensor)))
             elif before.tensor is not tensor or not before.is_untouched():
-                self._seen[name] = _Seen(tensor, edition(tensor), _Value(0))
+                self._seen[name] = _Seen(tensor, *editions([tensor]), _Value(0))
 
     def check(self) -> None:
         """Raise if somebody wrote unseen to a tensor that was read for others too.

@@ -29,7 +29,7 @@ from lightning_pfl.federation.pools.local import LocalPool
 from lightning_pfl.federation.pools.placement import Demand, Placement
 from lightning_pfl.federation.snapshot import Snapshot
 from lightning_pfl.federation.turn import run_job
-from lightning_pfl.functional.stacking import ImpureLossError, Part, hand_over, losses_and_gradients, meeting
+from lightning_pfl.functional.stacking import ImpureLossError, Inventory, Part, hand_over, losses_and_gradients, meeting
 
 __all__ = ["StackedPool"]
 
@@ -72,6 +72,7 @@ class StackedPool(ClientPool):
         self._settings: ProcessSettings | None = None
         self._queue: deque[Job] = deque()
         self._turns: list[_Turn] = []
+        self._kinds: dict[Hashable, int] = {}  # of modules, by number
         self._apart: set[Hashable] = set()  # forms that turned out not to be stackable
         self._said: set[str] = set()
 
@@ -152,12 +153,15 @@ class StackedPool(ClientPool):
 
     def _meet(self, turn: _Turn, loss: Any, batch: tuple[Any, ...]) -> Tensor:
         """What `stackable` does in a turn's thread."""
-        part = Part.of(loss, batch)
+        part = Part.of(loss, batch, known=turn.inventory)
+        if part.inventory is not turn.inventory:
+            key = turn.job.snapshot, part.inventory.form
+            turn.inventory, turn.kind = part.inventory, self._kinds.setdefault(key, len(self._kinds))
         if (obstacle := part.obstacle()) is not None:
             self._say(part, obstacle)
             return part.alone()
-        turn.held.read(part.held, [other.held for other in self._turns if other is not turn])
-        turn.part, turn.form, turn.waits = part, (turn.job.snapshot, part.form()), True
+        turn.held.read(part.inventory.held, [other.held for other in self._turns if other is not turn])
+        turn.part, turn.form, turn.waits = part, (turn.kind, part.form()), True
         turn.runner.pause()
         if turn.company:
             self._compute(turn.company)
@@ -181,7 +185,7 @@ class StackedPool(ClientPool):
         for turn in company:
             turn.waits = False
         try:
-            with _mute(parts[0].module):
+            with _mute(parts[0].inventory.module):
                 losses, gradients = losses_and_gradients(parts, own=unequal([turn.held for turn in company]))
         except ImpureLossError:
             raise
@@ -193,7 +197,7 @@ class StackedPool(ClientPool):
                 turn.answer = answer[0], answer[1]
 
     def _say(self, part: Part, reason: str) -> None:
-        message = f"The losses of `{type(part.module).__name__}.{part.method}` are computed one by one: {reason}."
+        message = f"`{part.name}` is computed for one client at a time: {reason}."
         if message not in self._said:
             self._said.add(message)
             _LOG.warning(message)
@@ -208,9 +212,11 @@ class _Turn:
         runner: its thread.
         waits: whether it waits for others.
         part: what it has asked for; None while it runs.
-        form: of the part, and of whose module it is.
+        form: of the part and its module.
         company: whom it is to answer, with itself the first.
         answer: its loss and gradients; None: it is to compute them itself.
+        inventory: of the module that it has asked with last.
+        kind: of that module, as a number.
         held: what it holds frozen.
     """
 
@@ -221,6 +227,8 @@ class _Turn:
     form: Hashable = None
     company: Sequence[_Turn] = ()
     answer: tuple[Tensor, Sequence[Tensor | None]] | None = None
+    inventory: Inventory | None = None
+    kind: int = -1
     held: Held = field(default_factory=Held)
 
 
