@@ -1,7 +1,7 @@
 r"""The losses of several models in one forward and backward pass, where the models differ in some tensors only.
 
-Start at `stackable`, which a module's ``training_step`` calls. By itself it calls the loss and nothing else. A pool that
-trains several clients at once takes the call over (`meeting`): it gathers a `Part` of each, and computes them with
+Start at `stackable`, which a module's ``training_step`` calls. By itself it calls the loss and nothing else. A pool
+that trains several clients at once takes the call over (`meeting`): it gathers a `Part` of each, and computes them with
 `losses_and_gradients`. What all models hold alike is read once; what they train, and their batches, get a leading
 dimension (`torch.func.vmap`).
 """
@@ -27,7 +27,7 @@ __all__ = [
     "ImpureLossError",
     "Inventory",
     "Part",
-    "edition",
+    "editions",
     "hand_over",
     "losses_and_gradients",
     "meeting",
@@ -204,7 +204,7 @@ def losses_and_gradients(parts: Sequence[Part], own: Collection[str]) -> tuple[T
         own: names of held tensors that differ among them. All others are read from the first.
 
     Returns:
-        Losses ``[parts]``, and for each part a gradient per trained parameter; None where the loss does not depend on it.
+        Losses ``[parts]``, and for each part a gradient per trained parameter; None where no loss depends on it.
 
     Raises:
         RuntimeError: the loss cannot be stacked: it draws random numbers, is not one number, or needs an operation that
@@ -259,7 +259,7 @@ def losses_and_gradients(parts: Sequence[Part], own: Collection[str]) -> tuple[T
 
 def hand_over(part: Part, loss: Tensor, gradients: Sequence[Tensor | None]) -> Tensor:
     """A loss whose ``backward`` adds gradients that are known already, times what comes from above, to a part's."""
-    handed: Tensor = _HandOver.apply(loss, gradients, *part.inventory.trained.values())  # type: ignore[no-untyped-call]
+    handed: Tensor = _HandOver.apply(loss, gradients, *part.inventory.trained.values())
     return handed
 
 

@@ -76,10 +76,11 @@ class Data(ClientsOwnData):
         return DataLoader(self._dataset(10_000), batch_size=self.batch_size)
 
 
-def snapshot_of(module, file, *, rounds=4):
+def snapshot_of(module, file, *, rounds=4, **settings):
     """As the strategy takes it."""
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    template = ClientTemplate.take(L.Trainer(accelerator="cpu", max_epochs=rounds, **dict.fromkeys(quiet, False)))
+    trainer = L.Trainer(accelerator="cpu", max_epochs=rounds, **dict.fromkeys(quiet, False), **settings)
+    template = ClientTemplate.take(trainer)
     strategy = ClientStrategy(
         client_ids=tuple(f"client-{index}" for index in range(5)),
         share=["encoder", "head"],

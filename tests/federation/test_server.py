@@ -285,7 +285,7 @@ INTERRUPTED = """
     import os, signal, sys
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
     import lightning as L
-    from lightning_pfl.federation import Client, FederatedStrategy, LocalPool
+    from lightning_pfl.federation import Client, FederatedStrategy, LocalPool, StackedPool
     from lightning.pytorch.callbacks import OnExceptionCheckpoint
     sys.path.insert(0, {root!r})
     from tests.federation.tiny import ClientsOwnData, Tiny
@@ -301,7 +301,7 @@ INTERRUPTED = """
         def on_exception(self, trainer, pl_module, exception):
             print("TOLD", type(exception).__name__, trainer.state.status, type(pl_module).__name__, flush=True)
 
-    strategy = FederatedStrategy([Client("a"), Client("b")], pool=LocalPool(), share=["encoder"])
+    strategy = FederatedStrategy([Client("a"), Client("b")], pool={pool}(), share=["encoder"])
     trainer = L.Trainer(max_epochs=3, strategy=strategy, logger=False, accelerator="cpu", enable_progress_bar=False,
                         callbacks=[OnExceptionCheckpoint({folder!r}, "stopped"), Tell()], default_root_dir={folder!r})
     module = Stops()
@@ -312,10 +312,12 @@ INTERRUPTED = """
 """
 
 
+@pytest.mark.parametrize("pool", ["LocalPool", "StackedPool"])
 @pytest.mark.parametrize(("name", "exception"), [("SIGINT", "KeyboardInterrupt"), ("SIGTERM", "SIGTERMException")])
-def test_a_signal_ends_the_run_as_lightning_does_and_saves_the_last_whole_round(tmp_path, name, exception):
+def test_a_signal_ends_the_run_as_lightning_does_and_saves_the_last_whole_round(tmp_path, name, exception, pool):
     script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(INTERRUPTED).format(root=os.getcwd(), folder=str(tmp_path), signal=name))
+    filled = textwrap.dedent(INTERRUPTED).format(root=os.getcwd(), folder=str(tmp_path), signal=name, pool=pool)
+    script.write_text(filled)
 
     ended = subprocess.run(
         [sys.executable, script],

@@ -6,6 +6,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric, SumMetric
 
+from lightning_pfl.functional.stacking import stackable
+
 
 def dataset(seed, num_examples=12):
     generator = torch.Generator().manual_seed(seed)
@@ -29,8 +31,11 @@ class Tiny(L.LightningModule):
     def forward(self, x):
         return self.head(self.dropout(torch.tanh(self.encoder(x))))
 
+    def loss_of(self, batch):
+        return nn.functional.mse_loss(self(batch[0]), batch[1])
+
     def training_step(self, batch, batch_idx):
-        loss = nn.functional.mse_loss(self(batch[0]), batch[1])
+        loss = stackable(self.loss_of, batch)  # with dropout, each client computes it by itself, but waits for others
         self.log("train_loss", loss, on_step=False, on_epoch=True)
         return loss
 
@@ -144,6 +149,7 @@ class Blocks(L.LightningModule):
             x = x + torch.tanh(block["fc"](x))
         return self.head(x)
 
+    loss_of = Tiny.loss_of
     training_step = Tiny.training_step
     validation_step = Tiny.validation_step
     test_step = Tiny.test_step

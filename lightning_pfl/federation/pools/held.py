@@ -26,11 +26,11 @@ class _Value:
 @dataclass(frozen=True, eq=False)
 class _Seen:
     tensor: Tensor
-    edition: tuple[int, int]
+    edition: list[tuple[int, int]]
     value: _Value
 
     def is_untouched(self) -> bool:
-        return editions([self.tensor]) == [self.edition]
+        return editions([self.tensor]) == self.edition
 
 
 @final
@@ -67,9 +67,9 @@ class Held:
                 )
                 if value is not None:
                     value.clients += 1
-                self._seen[name] = _Seen(tensor, *editions([tensor]), value or _Value(checksum(tensor)))
+                self._seen[name] = _Seen(tensor, editions([tensor]), value or _Value(checksum(tensor)))
             elif before.tensor is not tensor or not before.is_untouched():
-                self._seen[name] = _Seen(tensor, *editions([tensor]), _Value(0))
+                self._seen[name] = _Seen(tensor, editions([tensor]), _Value(0))
 
     def check(self) -> None:
         """Raise if somebody wrote unseen to a tensor that was read for others too.

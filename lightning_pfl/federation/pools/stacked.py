@@ -1,8 +1,8 @@
 """`StackedPool`: clients of one architecture train several at once, in one process and one pass over their backbone.
 
-Start at `StackedPool.next`. Every client's turn is the same code as in `LocalPool`, in a `Runner` of its own: it runs until
-it comes to a loss that its module calls `stackable`, and waits there. When all turns wait, losses that are alike are
-computed together by the first of them, and each goes on with its own gradients. So its hooks, optimizer, clipping,
+Start at `StackedPool.next`. Every client's turn is the same code as in `LocalPool`, in a `Runner` of its own: it runs
+until it comes to a loss that its module calls `stackable`, and waits there. When all turns wait, losses that are alike
+are computed together by the first of them, and each goes on with its own gradients. So its hooks, optimizer, clipping,
 accumulation and random numbers are those that it would have alone.
 """
 
@@ -41,8 +41,8 @@ class StackedPool(ClientPool):
     """Trains several clients at once in this process, in one pass where their losses are alike.
 
     A module opts in by calling `stackable` for its loss. Its clients' results equal those of other pools but for
-    rounding. What does not opt in is trained as in `LocalPool`, bit for bit, and so is what cannot be stacked (a warning
-    says why) and what nobody else asks for at the time: the last, smaller batch of an epoch, the last client at work.
+    rounding. What does not opt in is trained as in `LocalPool`, bit for bit, and so is what cannot be stacked (a
+    warning says why) and what nobody else asks for at the time: the last, smaller batch of an epoch, the last client.
 
     Losses are alike if they come from one module as it was given to the Trainer, with the same names, shapes and dtypes
     of tensors and the same shapes of batches. Frozen tensors that have equal values when a client's training begins are
@@ -74,7 +74,7 @@ class StackedPool(ClientPool):
         self._turns: list[_Turn] = []
         self._kinds: dict[Hashable, int] = {}  # of modules, by number
         self._apart: set[Hashable] = set()  # forms that turned out not to be stackable
-        self._said: set[str] = set()
+        self._said: set[tuple[str, str]] = set()
 
     def look(self, clients: Sequence[Client]) -> Placement:
         """Check that each client fits into this process. See `ClientPool.look`."""
@@ -197,10 +197,13 @@ class StackedPool(ClientPool):
                 turn.answer = answer[0], answer[1]
 
     def _say(self, part: Part, reason: str) -> None:
-        message = f"`{part.name}` is computed for one client at a time: {reason}."
-        if message not in self._said:
-            self._said.add(message)
-            _LOG.warning(message)
+        if (part.name, reason) not in self._said:
+            self._said.add((part.name, reason))
+            _LOG.warning(
+                "`%s` is computed for one client at a time, since %s. What is usually in the way are random numbers "
+                "(dropout), statistics of batches, and decisions by the values of tensors.",
+                *(part.name, reason.rstrip(".")),
+            )
 
 
 @dataclass(eq=False)
