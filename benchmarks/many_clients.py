@@ -1,6 +1,6 @@
 """Many clients on one device: what exchanging adapters costs, and what training several clients at once would bring.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.many_clients [--clients 8] [--widths 64 256 512]
+    OMP_NUM_THREADS=1 python -m benchmarks.many_clients [--clients 8] [--layers 4 28] [--widths 64 256 512]
 
 The module is a frozen residual body of linear layers with Co-LoRA adapters of rank 16 in every layer. Prints
 
@@ -10,8 +10,11 @@ The module is a frozen residual body of linear layers with Co-LoRA adapters of r
   shared body with a leading client dimension on P and Q (`torch.func.vmap` of the same loss), AdamW on the stack.
   After ten steps both must hold the same numbers but for rounding; the largest difference is printed.
 
-Stacking is a measurement, not a feature of the library; docs/design/decisions.md says why. Turns alternate, and the
-fastest counts.
+- milliseconds per optimizer step of all clients in whole rounds of `--steps` steps, where each client's turn is a
+  `Trainer.fit`: in `LocalPool` and in `StackedPool`. Above the bare numbers lie the turns, Lightning's own steps and,
+  stacked, what it costs to meet.
+
+Runs alternate, and the fastest counts. docs/design/decisions.md has the numbers.
 """
 
 from __future__ import annotations
@@ -19,14 +22,26 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 
+import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_pfl import Client, ClientPool, LocalPool, StackedPool, stackable
 from lightning_pfl.adapters import CoLoraConfig, inject
 from lightning_pfl.adapters.injection import adapted_layers
 from lightning_pfl.adapters.tensors import adapter_parameters, load_global, load_local, shared_tensors
+from lightning_pfl.federation.client_strategy import ClientStrategy
+from lightning_pfl.federation.jobs import Job
+from lightning_pfl.federation.snapshot import Snapshot
+from lightning_pfl.federation.sources import ClientData
+from lightning_pfl.federation.template import ClientTemplate
+from lightning_pfl.federation.tensor_file import TensorFile
+from lightning_pfl.types import Assignment
 
 STEPS = 10
 
@@ -138,23 +153,86 @@ def stacking(width: int, depth: int, clients: int, tokens: int) -> tuple[dict[st
     return found, difference
 
 
+class Module(L.LightningModule):
+    """The adapted body as a user would train it."""
+
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__()
+        self.body = adapted(width, depth, global_branch=False)
+
+    def loss_of(self, batch: list[Tensor]) -> Tensor:
+        return F.mse_loss(self.body(batch[0]), batch[1])
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return stackable(self.loss_of, batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(trained(self.body).values(), lr=1e-3)
+
+
+class Data(L.LightningDataModule):
+    """Batches of noise."""
+
+    def __init__(self, width: int, tokens: int, steps: int) -> None:
+        super().__init__()
+        self.shape = steps * tokens, width
+        self.tokens = tokens
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(TensorDataset(torch.randn(self.shape), torch.randn(self.shape)), batch_size=self.tokens)
+
+
+def rounds(width: int, depth: int, clients: int, tokens: int, steps: int) -> dict[str, float]:
+    """Rounds of all clients in both pools, divided by their steps."""
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    strategy = ClientStrategy(
+        client_ids=[str(index) for index in range(clients)],
+        share=["body.blocks.0.fc.colora_P"],
+        local_epochs=1,
+        local_steps=None,
+        accelerator=None,
+        devices=None,
+        precision=None,
+    )
+    limits = {"callbacks": (), "save_dir": None, "has_logger": False, "max_epochs": 1, "min_epochs": None}
+    trainer = ClientTemplate.take(L.Trainer(accelerator="cpu", **quiet)).equip(strategy, **limits)
+    jobs = [Job(Assignment(one, 0), TrainerFn.FITTING, "", None, int(one)) for one in strategy.client_ids]
+    pools: dict[str, ClientPool] = {"LocalPool": LocalPool(), "StackedPool": StackedPool(at_once=clients)}
+
+    def run(pool: ClientPool) -> None:
+        assert all(result.failure is None for result in pool.run(jobs))
+
+    with TensorFile() as file:
+        snapshot = Snapshot.take((trainer, Module(width, depth), ClientData(Data(width, tokens, steps))), file)
+        for pool in pools.values():
+            pool.start([Client(one) for one in strategy.client_ids], {"": snapshot})
+        found = best({name: partial(run, pool) for name, pool in pools.items()}, turns=3)
+        for pool in pools.values():
+            pool.close()
+    return {name: milliseconds / steps for name, milliseconds in found.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--depth", type=int, default=28, help="adapted layers when adapters are exchanged")
+    parser.add_argument("--layers", type=int, nargs="+", default=[4], help="adapted layers when clients train")
+    parser.add_argument("--steps", type=int, default=50, help="of each client in a round")
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 256, 512])
     parser.add_argument("--tokens", type=int, nargs="+", default=[8, 64, 512])
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     for name, milliseconds in exchange(256, chosen.depth).items():
         print(f"{name}, {chosen.depth} layers: {milliseconds:.2f} ms")
-    print(f"{chosen.clients} clients, 4 layers | one after another ms | stacked ms | ratio | largest difference")
-    for width in chosen.widths:
-        for tokens in chosen.tokens:
-            found, difference = stacking(width, 4, chosen.clients, tokens)
-            one, other = found["one after another"], found["stacked"]
-            shape = f"width {width:4d}, {tokens:4d} positions"
-            print(f"{shape} | {one:8.2f} | {other:8.2f} | {one / other:5.2f} | {difference:.1e}", flush=True)
+    print(f"{chosen.clients} clients, ms per step of all | one by one | stacked | difference | LocalPool | StackedPool")
+    for layers in chosen.layers:
+        for width in chosen.widths:
+            for tokens in chosen.tokens:
+                bare, difference = stacking(width, layers, chosen.clients, tokens)
+                whole = rounds(width, layers, chosen.clients, tokens, chosen.steps)
+                shape = f"{layers:2d} layers, width {width:4d}, {tokens:4d} positions"
+                one, other = (" | ".join(f"{value:7.2f}" for value in of.values()) for of in (bare, whole))
+                print(f"{shape} | {one} | {difference:.0e} | {other}", flush=True)
 
 
 if __name__ == "__main__":
