@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf
@@ -151,8 +151,10 @@ class StackedPool(ClientPool):
                 self._turns.remove(turn)
                 turn.runner.stop()
 
-    def _meet(self, turn: _Turn, loss: Any, batch: tuple[Any, ...]) -> Tensor:
+    def _meet(self, turn: _Turn, loss: Callable[..., Tensor], batch: tuple[Any, ...]) -> Tensor:
         """What `stackable` does in a turn's thread."""
+        if len(self._turns) == 1:
+            return loss(*batch)
         part = Part.of(loss, batch, known=turn.inventory)
         if part.inventory is not turn.inventory:
             key = turn.job.snapshot, part.inventory.form
