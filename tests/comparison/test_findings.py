@@ -69,6 +69,16 @@ def test_the_best_baseline_is_chosen_per_measure(records):
     assert not ours.against[TRAINED]["baseline"][1].is_decided
 
 
+def test_the_best_baseline_is_best_on_the_seeds_that_all_have():
+    """Seed 0 is easy: late has 80 there and nothing else, steady 90, and 50 with the hard seed."""
+    runs = [
+        record("late", 0, (8, 8), (3, 3)),
+        record("steady", 0, (9, 9), (3, 3)),
+        record("steady", 1, (1, 1), (3, 3)),
+    ]
+    assert Findings.of(runs).references[TRAINED]["baseline Self"] == "steady"
+
+
 def test_a_method_is_not_compared_with_itself(records):
     local = Findings.of(records).rows[0]
     assert local.against[TRAINED]["local"][0].count == 0

@@ -261,9 +261,12 @@ def _references(
         role: name for role in ("local", "control") for name in [one for one, is_ in roles.items() if is_ == role][:1]
     }
     baselines = [name for name, role in roles.items() if role in ("local", "baseline")]
+    if not baselines:
+        return found
+    shared = sorted(set.intersection(*(set(scores[name][0]) for name in baselines)))
     for at, measure in enumerate(MEASURES):
-        if baselines:
-            found[f"baseline {measure}"] = max(baselines, key=lambda name: fmean(scores[name][at].values()))
+        if shared:  # an easy seed that others lack makes nobody the best
+            found[f"baseline {measure}"] = max(baselines, key=lambda name: fmean(scores[name][at][s] for s in shared))
     return found
 
 

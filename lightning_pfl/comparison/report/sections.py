@@ -78,7 +78,8 @@ def _scores(findings: Findings) -> Section:
         "Others: on the tasks that they do not own. Scores are mean ± standard deviation over seeds; differences are "
         "paired by seed, mean ± half of the 95 % interval of Student's t, and coloured where that leaves out 0.",
         f"Without looking, Self is {findings.chance[0]:.1f} and Others {findings.chance[1]:.1f}. The best baseline, "
-        "after which the last difference of each is named, has the highest mean here, which favours it a little.",
+        "after which the last difference of each is named, has the highest mean over the seeds that all baselines "
+        "have, which favours it a little.",
         "Models are asked twice: as their own training of the last round leaves them, which is what papers mostly "
         "score, and after the server's last answer, which is what clients have in their hands when the run is over.",
     ]
