@@ -40,7 +40,7 @@ def burning():
 
 def test_the_cpu_time_of_a_tree_holds_that_of_children(burning):
     assert len(descendants(burning.pid)) == 2
-    assert 0.5 <= cpu_seconds(burning.pid) < 1.0
+    assert 0.45 < cpu_seconds(burning.pid) < 1.0  # the kernel counts in ticks
 
 
 def test_the_memory_of_a_process_is_that_of_a_python(burning):

@@ -81,7 +81,7 @@ def test_two_families_train_and_resuming_equals_not_stopping(tmp_path, make):
         method = make(SMALL)
         clients = ["a", "b", Client("wide", model=WideBlocks)]
         strategy = strategy_of(clients, share=(), aggregator=method.aggregator, local_steps=2)
-        callbacks = [*method.callbacks, FixedSketch(), *([] if method.margin is None else [RoutingKeys(Inputs())])]
+        callbacks = [*method.callbacks, FixedSketch(), *([] if method.answering is None else [RoutingKeys(Inputs())])]
         module = Blocks()
         fit(folder, strategy, rounds, module=module, callbacks=callbacks, horizon=2, **arguments)
         return strategy, module

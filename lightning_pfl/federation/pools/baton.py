@@ -48,7 +48,7 @@ class Runner(Generic[_T]):
         self._function = function
         self._surroundings = surroundings
         self._interruption = interruption
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = threading.Thread(target=self._run, name="turn", daemon=True)
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
         self._pausing = self._stopped = False
         self._result: list[_T] = []
