@@ -119,9 +119,9 @@ def collect(place: Path, output: Path) -> None:
         records = read_records(place)
         partial = output.with_name(f".{output.name}.part")
         data = "".join(f"{record.line()}\n" for record in records).encode()
-        partial.write_bytes(
-            gzip.compress(data, mtime=0) if output.suffix == ".gz" else data
-        )  # the same bytes each time
+        if output.suffix == ".gz":
+            data = gzip.compress(data, mtime=0)  # the same bytes each time
+        partial.write_bytes(data)
         partial.replace(output)
         Console().print(f"wrote {len(records)} runs to {output}")
 

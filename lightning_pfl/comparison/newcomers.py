@@ -52,7 +52,7 @@ def welcome(
     strategy: FederatedStrategy,
     unseen: Sequence[Unseen],
     source: Callable[[str], Callable[[], VisionLanguageModule]],
-    adapters: L.Callback,
+    adapters: Sequence[L.Callback],
     *,
     steps: Sequence[int],
     batch_size: int,
@@ -66,7 +66,7 @@ def welcome(
         strategy: of the run.
         unseen: one newcomer each.
         source: what makes a module, by the key of a language model.
-        adapters: the method's `CoLoRA`.
+        adapters: the method's `CoLoRA`, if it has one.
         steps: after how many steps questions are asked, increasing; 0: before any.
         batch_size: examples per step.
         questions_at_once: in one batch.
@@ -88,7 +88,7 @@ def welcome(
                 max_steps=steps[-1],
                 accelerator=accelerator,
                 devices=1,
-                callbacks=[adapters, asked],
+                callbacks=[*adapters, asked],
                 logger=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,

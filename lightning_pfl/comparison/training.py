@@ -133,7 +133,7 @@ def run_one(
         strategy,
         prepared.unseen,
         sources.__getitem__,
-        next(callback for callback in method.callbacks if isinstance(callback, CoLoRA)),
+        [callback for callback in method.callbacks if isinstance(callback, CoLoRA)],
         steps=comparison.newcomer_steps,
         batch_size=protocol.batch_size,
         questions_at_once=protocol.questions_at_once,
