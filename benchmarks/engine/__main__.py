@@ -44,6 +44,7 @@ SPECIAL = {
     },
     "W6": {"RayPool": ("backbone",)},
     "W7": {"loop": ("language", "loop"), "LocalPool": ("language", "local")},
+    "W7-long": {"loop": ("language", "loop"), "LocalPool": ("language", "local")},
 }
 """Workloads of their own making: who runs them."""
 

@@ -21,10 +21,12 @@ class Marks:
 
     Args:
         path: where `write` puts them.
+        rounds: how many the run has. What a later round costs is read at the end of the last one, while all processes
+            that had a part in it still live: a worker of Ray takes its CPU-seconds with it when it ends.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], *, rounds: int) -> None:
+        self._path, self._expected = Path(path), rounds
         self._points: dict[str, tuple[float, float]] = {}
         self._rounds: list[float] = []
 
@@ -37,18 +39,24 @@ class Marks:
         self._take("started")
 
     def round(self) -> None:
-        """A round has ended. Only the first one's tree is read, since reading takes as long as a tiny client."""
+        """A round has ended. The tree is read after the first and the last, since reading takes as long as a tiny client."""
         self._rounds.append(time.time())
         if len(self._rounds) == 1:
             self._take("first")
+        if len(self._rounds) == self._expected:
+            self._take("last")
 
     def write(self, **results: Any) -> None:
-        """The last round has ended.
+        """All rounds have ended.
 
         Args:
             results: what else is worth a column.
+
+        Raises:
+            RuntimeError: there were fewer or more rounds than expected.
         """
-        self._take("last")
+        if len(self._rounds) != self._expected:
+            raise RuntimeError(f"{len(self._rounds)} rounds have ended; {self._expected} were expected.")
         each = [after - before for before, after in zip(self._rounds, self._rounds[1:], strict=False)]
         self._path.write_text(json.dumps({"points": self._points, "rounds": each, "results": results}))
 

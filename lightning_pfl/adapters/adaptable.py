@@ -34,19 +34,19 @@ def adaptable(module: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
     named = Counter(id(child) for _, child in _all_children(module))
     layers: dict[str, nn.Module] = {}
     skipped: dict[str, str] = {}
-    hidden: list[str] = []  # what lies under these names is somebody's inside
+    hidden: str | None = None  # what lies under this name is a layer's inside; it comes right after the layer
     for name, child in module.named_modules():
-        if any(name.startswith(prefix) for prefix in hidden):
+        if hidden is not None and name.startswith(hidden):
             continue
         if isinstance(child, BaseTunerLayer):
-            hidden.append(f"{name}.")
+            hidden = f"{name}."
             base = child.get_base_layer()
             if getattr(child, "is_colora", False):
                 layers[name] = base
             else:
                 skipped[name] = f"it already holds an adapter of another PEFT method ({type(child).__name__})"
         elif isinstance(child, nn.MultiheadAttention):
-            hidden.append(f"{name}.")
+            hidden = f"{name}."
             skipped[f"{name}.out_proj"] = "torch's MultiheadAttention reads its weight without calling the layer"
         elif (reason := obstacle(child)) is not None:
             skipped[name] = reason

@@ -84,7 +84,7 @@ def fit(marks: Marks) -> None:
 
 
 def main() -> None:
-    marks = Marks(sys.argv[2])
+    marks = Marks(sys.argv[2], rounds=ROUNDS)
     marks.imported()
     quiet()
     torch.set_num_threads(1)

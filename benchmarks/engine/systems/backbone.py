@@ -82,7 +82,7 @@ def run(width: int, marks: Marks | None) -> list[float]:
 
 
 def main() -> None:
-    marks = Marks(sys.argv[2])
+    marks = Marks(sys.argv[2], rounds=ROUNDS)
     marks.imported()
     quiet()
     torch.set_num_threads(1)

@@ -16,7 +16,8 @@ from lightning_pfl import FedAvg, FederatedStrategy, LocalPool, RayPool
 
 
 def main() -> None:
-    workload, marks = WORKLOADS[sys.argv[1]], Marks(sys.argv[2])
+    workload = WORKLOADS[sys.argv[1]]
+    marks = Marks(sys.argv[2], rounds=workload.rounds)
     pool = LocalPool() if sys.argv[3] == "local" else RayPool(address="local", init={"num_cpus": 2})
     marks.imported()
     quiet()

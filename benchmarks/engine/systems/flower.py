@@ -21,7 +21,8 @@ from benchmarks.engine.workload import WORKLOADS
 
 client = ClientApp()
 server = ServerApp()
-NAME, MARKS = sys.argv[1], Marks(sys.argv[2])
+NAME = sys.argv[1]
+MARKS = Marks(sys.argv[2], rounds=WORKLOADS[NAME].rounds)
 
 
 @client.train()

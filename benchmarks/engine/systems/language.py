@@ -1,4 +1,4 @@
-"""W7: SmolLM2-135M, two clients that take three steps of 256 tokens a round, AdamW, float32, one thread.
+"""W7: SmolLM2-135M, two clients that take three steps of 256 tokens a round, or twelve (W7-long), AdamW, float32.
 
 The third argument says who runs it: "loop" is a bare loop over PEFT's plain LoRA on the same layers at the same rank;
 "local" is this package with `CoLoRA` and what a client of a federation has besides, a frozen global branch and gates.
@@ -23,7 +23,8 @@ from benchmarks.engine.systems.module import BARE, RoundMarks, quiet
 from lightning_pfl import CoLoRA, FederatedStrategy, LocalPool, UniformAggregator
 from lightning_pfl.benchmark.weights import SMOLLM2_135M, load_language_model
 
-CLIENTS, ROUNDS, STEPS, TOKENS, RANK = 2, 3, 3, 256, 16
+CLIENTS, ROUNDS, TOKENS, RANK = 2, 3, 256, 16
+STEPS = {"W7": 3, "W7-long": 12}[sys.argv[1]]
 
 
 class Tuner(L.LightningModule):
@@ -80,7 +81,7 @@ def loop(model: PreTrainedModel, marks: Marks) -> int:
 
 
 def main() -> None:
-    marks = Marks(sys.argv[2])
+    marks = Marks(sys.argv[2], rounds=ROUNDS)
     marks.imported()
     quiet()
     torch.set_num_threads(1)

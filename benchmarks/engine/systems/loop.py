@@ -43,7 +43,8 @@ def looped_round(workload: Workload, model: nn.Module, weights: dict[str, Tensor
 
 
 def main() -> None:
-    workload, marks = WORKLOADS[sys.argv[1]], Marks(sys.argv[2])
+    workload = WORKLOADS[sys.argv[1]]
+    marks = Marks(sys.argv[2], rounds=workload.rounds)
     marks.imported()
     torch.set_num_threads(1)
     model = network(workload)

@@ -59,7 +59,8 @@ class Others(L.Callback):
 
 
 def main() -> None:
-    workload, marks = WORKLOADS[sys.argv[1].removesuffix("-paired")], Marks(sys.argv[2])
+    workload = WORKLOADS[sys.argv[1].removesuffix("-paired")]
+    marks = Marks(sys.argv[2], rounds=0)  # ratios within a round are the result
     marks.imported()
     quiet()
     torch.set_num_threads(1)

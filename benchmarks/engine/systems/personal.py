@@ -61,7 +61,7 @@ class Memory(L.Callback):
 
 
 def main() -> None:
-    marks = Marks(sys.argv[2])
+    marks = Marks(sys.argv[2], rounds=ROUNDS)
     marks.imported()
     quiet()
     torch.set_num_threads(1)

@@ -55,7 +55,8 @@ def users(workload: Workload) -> Iterator[int]:
 
 
 def main() -> None:
-    workload, marks = WORKLOADS[sys.argv[1]], Marks(sys.argv[2])
+    workload = WORKLOADS[sys.argv[1]]
+    marks = Marks(sys.argv[2], rounds=workload.rounds)
     marks.imported()
     torch.set_num_threads(1)
     net, order = Net(workload), users(workload)

@@ -65,7 +65,8 @@ class Fits:
 
 
 def main() -> None:
-    workload, marks = WORKLOADS[sys.argv[1]], Marks(sys.argv[2])
+    workload = WORKLOADS[sys.argv[1]]
+    marks = Marks(sys.argv[2], rounds=workload.rounds)
     marks.imported()
     quiet()
     torch.set_num_threads(1)
