@@ -177,6 +177,8 @@ class Comparison:
         protocol: how much is run.
         scenario: "dynamic": a client's tasks come one after another; "static": mixed.
         assignment: keys of models, dealt out to the clients in turn; one key: all clients have the same.
+        aligned_with: further models of the protocol that take part in the alignment, though no client has them. Directions that
+            two models share serve adapters better than random ones do, also where all clients have the same model.
         methods: by name as in tables, in the order of tables.
         seeds: of runs; a seed decides which batches are met and what is drawn at random.
         side: which side of the tasks is asked about, "test", or "val" for choices.
@@ -200,6 +202,7 @@ class Comparison:
     tune: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     tune_budget: int = 6
     tune_others: float = 0.0
+    aligned_with: Sequence[str] = ()
     newcomers: Sequence[str] = ()
     newcomer_steps: Sequence[int] = (0, 8, 16, 32, 64)
 
@@ -210,6 +213,10 @@ class Comparison:
             raise ValueError(f"`newcomer_steps` must be increasing numbers of steps from 0 on, but is {steps}.")
         if not self.assignment or not set(self.assignment) <= set(known):
             raise ValueError(f"`assignment` must name models of the protocol, {known}, but is {list(self.assignment)}.")
+        if not set(self.aligned_with) <= set(known):
+            raise ValueError(
+                f"`aligned_with` must name models of the protocol, {known}, but is {list(self.aligned_with)}."
+            )
         if not self.methods or not self.seeds:
             raise ValueError("A comparison needs at least one method and one seed.")
         paths: dict[str, str] = {}
@@ -242,6 +249,8 @@ class Comparison:
         """A digest of all that decides a method's runs, but for the seed: results with another key do not fit."""
         protocol = asdict(self.protocol)
         about: list[Any] = [protocol, self.scenario, list(self.assignment), self.side, self.method(name).described()]
+        if self.aligned_with:
+            about.append(list(self.aligned_with))
         if self.newcomers:
             about.append([list(self.newcomers), list(self.newcomer_steps)])
         return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -136,7 +136,7 @@ def prepare(comparison: Comparison, world: World, progress: DemoProgress, *, cac
         world.materials.store.tokens(views)
         progress.count(len(tasks), len(names) + len(comparison.newcomers))
     captions = varied(world.materials.captions(), protocol.public_versions)
-    keys = list(dict.fromkeys([protocol.anchor, *(client.model for client in clients)]))
+    keys = list(dict.fromkeys([protocol.anchor, *(client.model for client in clients), *comparison.aligned_with]))
     readers = {key: _reader(comparison, world, key, progress, cache or cache_dir()) for key in keys}
     public = public_examples(captions, {key: one.tokenizer for key, one in readers.items()}, protocol.num_public)
 

@@ -2,12 +2,14 @@
 
 What has a frozen branch takes the gate of the method that it is compared with: `StaticGate` (the paper's),
 ``StaticGate(Additive())``, `InputGate` (the reference code's), `FixedGate`. The control of `ours`, which has none, is
-`local_only`; that of `routed` is `routed_local`.
+`local_only`; that of `routed` is `routed_local`. `routed_with` lets the clients of any method answer as those of
+`routed` do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 from lightning_pfl.adapters import GatePolicy, StaticGate
 from lightning_pfl.aggregation import LocalOnly, MixtureAggregator, RelevanceAggregator, UniformAggregator
@@ -16,13 +18,16 @@ from lightning_pfl.functional.pulling import Towards
 from lightning_pfl.functional.relevance import Softmax, TaskGraph, Uniform, WeightPolicy
 from lightning_pfl.functional.routing import Answering, Blend
 from lightning_pfl.methods.method import Adapters, Method
+from lightning_pfl.methods.one_adapter import fedavg
 
 __all__ = [
     "no_colora",
     "no_exchange",
     "oracle",
     "pulled_to_all",
+    "random_bases",
     "routed_local",
+    "routed_with",
     "shuffled",
     "unaligned",
     "uniform",
@@ -102,6 +107,28 @@ def routed_local(adapters: Adapters, *, answering: Answering | None = None) -> M
     return Method("local, routed", LocalOnly(), (adapters(),), answering=answering or Blend())
 
 
+def routed_with(
+    adapters: Adapters, *, of: Callable[[Adapters], Method] = fedavg, answering: Answering | None = None
+) -> Method:
+    """Another method's training; afterwards every client holds all adapters and answers as those of `routed` do.
+
+    Tells whether the gain of `routed` is the routing's alone, which any method could have.
+
+    Args:
+        adapters: makes the adapters.
+        of: the method, made of adapters alone. Its clients should send all that they answer with: of `ditto` and
+            `fedsim`, say, it is the shared adapter that is held, not the personal one.
+        answering: as of `routed`.
+
+    Example:
+        >>> from lightning_pfl.callbacks.colora import CoLoRA
+        >>> routed_with(CoLoRA, of=pulled_to_all).name
+        'pulled to all, routed'
+    """
+    method = of(adapters)
+    return replace(method, name=f"{method.name}, routed", answering=answering or Blend())
+
+
 def shuffled(adapters: Adapters, *, weights: WeightPolicy | None = None, pull: float = 0.5, seed: int = 0) -> Method:
     """Ours with random relevance: rows as concentrated as ours, given to the wrong clients.
 
@@ -135,6 +162,17 @@ def unaligned(adapters: Adapters, *, weights: WeightPolicy | None = None, pull: 
         pull: as of `ours`.
     """
     return Method("not aligned", RelevanceAggregator(weights, pull=pull), (adapters(aligned=None),))
+
+
+def random_bases(adapters: Adapters) -> Method:
+    """`local_only` on bases that are drawn at random, so that what alignment does for a client by itself is known.
+
+    `unaligned` less this is what exchange does where P and Q mean something else in each model.
+
+    Args:
+        adapters: makes the adapters; its ``aligned`` is overruled.
+    """
+    return Method("local, random bases", LocalOnly(), (adapters(aligned=None),))
 
 
 def no_colora(adapters: Adapters, *, weights: WeightPolicy | None = None, pull: float = 0.5) -> Method:

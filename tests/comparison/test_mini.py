@@ -268,3 +268,20 @@ def test_a_newcomers_task_must_be_nobodys(folder):
 
 def _any_record():
     return written("ours", 0, (5, 5), (5, 5))
+
+
+def test_clients_of_one_model_may_have_the_directions_that_it_shares_with_another(bench_of, folder):
+    alone = dataclasses.replace(MINI, assignment=("llama",))
+    shared = dataclasses.replace(alone, aligned_with=("gemma",))
+
+    assert bench_of(alone).prepared.alignment is None
+    bench = bench_of(shared)
+    assert bench.prepared.alignment is not None
+    one, two = (
+        run_one(one, "local", 0, folder / "unfinished" / str(number))
+        for number, one in enumerate((bench_of(alone), bench))
+    )
+
+    assert set(one.models) == set(two.models) == {"llama"}
+    assert one.key != two.key
+    assert one.tables[-1].right != two.tables[-1].right  # other directions, other answers

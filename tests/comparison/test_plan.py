@@ -72,7 +72,8 @@ def test_the_key_changes_with_what_decides_a_result_and_with_nothing_else(path):
     other = dataclasses.replace(one, scenario="static")
     slower = dataclasses.replace(one, tuned={"ours": {"lr_pq": 0.5}})
     assert one.key("ours") == again.key("ours")
-    assert len({one.key("ours"), one.key("local"), other.key("ours"), slower.key("ours")}) == 4
+    shared = dataclasses.replace(one, aligned_with=("gemma",))
+    assert len({one.key("ours"), one.key("local"), other.key("ours"), slower.key("ours"), shared.key("ours")}) == 5
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,7 @@ def test_the_key_changes_with_what_decides_a_result_and_with_nothing_else(path):
     [
         ("protocol: mini", "protocol: tiny", r"one of \['full', 'mini', 'small', 'suite'\]"),
         ("[llama, gemma]", "[llama, qwen]", "qwen"),
+        ("[llama, gemma]", "[llama]\naligned_with: [qwen]", "`aligned_with`.*qwen"),
         ("scenario: dynamic", "scenario: sometimes", "sometimes"),
         ("methods.frozen_mixture", "methods.theirs", "theirs"),
         ("local:", "OURS:", "share a folder"),

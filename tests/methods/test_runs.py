@@ -58,6 +58,8 @@ METHODS = {
     "ours": methods.ours,
     "routed": methods.routed,
     "routed_local": methods.routed_local,
+    "routed_with": partial(methods.routed_with, of=methods.pulled_to_all),
+    "random_bases": methods.random_bases,
     "frozen_mixture": methods.frozen_mixture,
     "pulled_to_all": methods.pulled_to_all,
     "paper": methods.paper,
