@@ -177,8 +177,8 @@ class Comparison:
         protocol: how much is run.
         scenario: "dynamic": a client's tasks come one after another; "static": mixed.
         assignment: keys of models, dealt out to the clients in turn; one key: all clients have the same.
-        aligned_with: further models of the protocol that take part in the alignment, though no client has them. Directions that
-            two models share serve adapters better than random ones do, also where all clients have the same model.
+        aligned_with: further models of the protocol that take part in the alignment, though no client has them, so that
+            clients of one model, too, train along directions that models share instead of random ones.
         methods: by name as in tables, in the order of tables.
         seeds: of runs; a seed decides which batches are met and what is drawn at random.
         side: which side of the tasks is asked about, "test", or "val" for choices.

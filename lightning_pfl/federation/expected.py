@@ -55,7 +55,10 @@ def _start(built: SharedTensors | None, sent: SharedTensors | None) -> SharedTen
     """From where a client sets out: as its model is built, with what the server sends over it."""
     if built is None or sent is None:
         return sent if built is None else built
-    return SharedTensors(
-        FlatTensors.pack({**built.common.unpack(), **sent.common.unpack()}),
-        FlatTensors.pack({**built.same_architecture.unpack(), **sent.same_architecture.unpack()}),
-    )
+    return SharedTensors(_over(built.common, sent.common), _over(built.same_architecture, sent.same_architecture))
+
+
+def _over(built: FlatTensors, sent: FlatTensors) -> FlatTensors:
+    if sent.layout == built.layout:  # as a rule, and a copy per client would be most of what a small round costs
+        return sent
+    return FlatTensors.pack({**built.unpack(), **sent.unpack()})

@@ -33,7 +33,7 @@ class Harvest:
 
     Attributes:
         stage: of all of them.
-        states: delivered clients' new private states, until it is clear whether the round counts.
+        store: where delivered clients' new private states are staged, until it is clear whether the round counts.
         delivered: results without their states, by client id; also of clients that were asked in an earlier round.
         assignments: what each delivered client was asked.
         failed: why clients gave no result.
@@ -42,7 +42,7 @@ class Harvest:
     """
 
     stage: TrainerFn
-    states: ClientStore = field(default_factory=ClientStore)
+    store: ClientStore
     delivered: dict[str, JobResult] = field(default_factory=dict)
     assignments: dict[str, Assignment] = field(default_factory=dict)
     failed: dict[str, Failure] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Harvest:
             self.failed[result.client_id] = result.failure
             return
         if result.state is not None:
-            self.states.put(result.client_id, result.state)
+            self.store.stage(result.client_id, result.state)
         self.delivered[result.client_id] = replace(result, state=None)
         self.assignments[result.client_id] = assignment
 

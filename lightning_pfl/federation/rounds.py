@@ -155,7 +155,7 @@ class Rounds:
         self.state.settle()  # before anything has changed, as the disk may be full
         enough = min(wanted(len(self._clients), self._fraction), len(asked) + len(busy))
         _LOG.info("Round %d: %d of %d clients train.", round, len(asked) + len(busy), len(self._clients))
-        harvest = Harvest(TrainerFn.FITTING)
+        harvest = Harvest(TrainerFn.FITTING, self.state.store)
         try:
             jobs = [self.job(client_id, TrainerFn.FITTING, round) for client_id in asked]
             inspection = self._gather(harvest, jobs, round, enough)
@@ -170,14 +170,13 @@ class Rounds:
             ]
             aggregation = self._aggregator.aggregate(accepted, self.state.aggregator)
             names = [update.client_id for update in accepted]
-            states = ((client_id, harvest.states.get(client_id)) for client_id in names)
-            self.state.store.put_all((client_id, state) for client_id, state in states if state is not None)
-            keeping = set(harvest.states.ids())
+            keeping = set(self.state.store.staged())
+            self.state.store.accept(names)
             for update in accepted:
                 if update.client_id in keeping:
                     self.state.post.count(update.client_id, update.shared)
         finally:
-            harvest.states.close()
+            self.state.store.drop()
         self.state.measures = inspection.measures
         for update in accepted:
             learn(update, plan=self.plan, state=self.state)
@@ -198,7 +197,7 @@ class Rounds:
             _LOG.info("Round %d: clients that are at work are not evaluated.", round)
         if not asked:
             return Evaluation()
-        harvest = Harvest(stage)
+        harvest = Harvest(stage, self.state.store)
         jobs = [self.job(client_id, stage, round) for client_id in asked]
 
         def come() -> tuple[int, dict[str, str]]:

@@ -11,6 +11,7 @@ import pickle
 from collections import OrderedDict, defaultdict
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,8 +47,8 @@ def pack(state: Any, *, check: bool = False) -> bytes:
     except Exception as error:
         raise TypeError(_unfit(state)) from error
     head = stream.getvalue()
-    data = (tensor.reshape(-1).view(torch.uint8).numpy().tobytes() for tensor in tensors)
-    packed = b"".join([_MAGIC, len(head).to_bytes(8, "little"), head, *data])
+    data = (memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) for tensor in tensors)
+    packed = b"".join([_MAGIC, len(head).to_bytes(8, "little"), head, *data])  # the only copy
     if check:
         try:
             unpack(packed)
@@ -68,7 +69,7 @@ def unpack(packed: bytes) -> Any:
     start = len(_MAGIC) + 8
     end = start + int.from_bytes(packed[len(_MAGIC) : start], "little")
     try:
-        return _Unpickler(io.BytesIO(packed[start:end]), bytearray(packed[end:])).load()
+        return _Unpickler(io.BytesIO(packed[start:end]), memoryview(packed)[end:]).load()
     except _ForeignObject:
         raise
     except Exception as error:  # pickle raises whatever damaged bytes make of it
@@ -106,7 +107,7 @@ class _Pickler(pickle.Pickler):
 
 @final
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, stream: io.BytesIO, data: bytearray) -> None:
+    def __init__(self, stream: io.BytesIO, data: memoryview) -> None:
         super().__init__(stream)
         self._data = data
 
@@ -117,8 +118,9 @@ class _Unpickler(pickle.Unpickler):
             raise TypeError(f"`{name}` is no dtype")
         if nbytes == 0:
             return torch.empty(shape, dtype=dtype)
-        flat = torch.frombuffer(self._data, dtype=torch.uint8, count=nbytes, offset=start)
-        return flat.clone().view(dtype).view(shape)  # memory of torch's own, aligned as always
+        flat = torch.empty(nbytes, dtype=torch.uint8)  # memory of torch's own, aligned as always
+        flat.numpy()[:] = np.frombuffer(self._data, dtype=np.uint8, count=nbytes, offset=start)
+        return flat.view(dtype).view(shape)
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _PLAIN:
@@ -170,4 +172,4 @@ class _Names(pickle.Unpickler):
         return None
 
     def find_class(self, module: str, name: str) -> Any:
-        return _Unpickler(io.BytesIO(), bytearray()).find_class(module, name)
+        return _Unpickler(io.BytesIO(), memoryview(b"")).find_class(module, name)

@@ -65,6 +65,8 @@ class ClientStore:
         self._versions: dict[str, str] = {}  # the current one, by client
         self._own: set[tuple[str, str]] = set()  # written here, so that no checkpoint of another process needs them
         self._referred: set[tuple[str, str]] = set()
+        self._staged: dict[str, str] = {}  # versions that may come to nothing, by client
+        self._held: dict[str, bytes] = {}  # those of them that are in memory
         self._secrets: dict[str, bytes] = {}  # by client
         self._nbytes = 0
 
@@ -96,27 +98,63 @@ class ClientStore:
             ValueError: an id that is not fit for a path.
             OSError: one fits neither into memory nor on the disk. All clients then keep their former states.
         """
-        versions: dict[str, str] = {}
+        names = []
+        try:
+            for client_id, state in states:
+                self.stage(client_id, state)
+                names.append(client_id)
+            self.accept(names)
+        finally:
+            self.drop(names)
+
+    def stage(self, client_id: str, state: bytes) -> None:
+        """Hold a state of which it is not known yet whether it counts; the client's own stays what it is.
+
+        It lies where it would lie afterwards: in memory, where what is staged may take as much again as what counts,
+        or as a version among the files. It is no part of a `state_dict`.
+
+        Raises:
+            ValueError: an id that is not fit for a path.
+            OSError: it fits neither into memory nor on the disk.
+        """
+        _check_id(client_id)
+        self.drop([client_id])
+        version = hashlib.sha256(state).hexdigest()
+        self._staged[client_id] = version
+        if sum(map(len, self._held.values())) + len(state) <= self._max_memory:
+            self._held[client_id] = state
+        else:
+            self._write(client_id, version, state)
+
+    def staged(self) -> list[str]:
+        """Whose states are staged, sorted."""
+        return sorted(self._staged)
+
+    def accept(self, client_ids: Iterable[str]) -> None:
+        """Staged states of these clients take the place of their former ones, all of them or none.
+
+        Raises:
+            OSError: one fits neither into memory nor on the disk. All clients then keep their former states.
+        """
+        names = [client_id for client_id in client_ids if client_id in self._staged]
         kept: dict[str, bytes] = {}
         written: list[tuple[str, str]] = []
         nbytes = self._nbytes
         try:
-            for client_id, state in states:
-                _check_id(client_id)
-                versions[client_id] = hashlib.sha256(state).hexdigest()
-                after = nbytes - len(self._memory.get(client_id, b""))
-                if after + len(state) <= self._max_memory:
-                    kept[client_id], nbytes = state, after + len(state)
-                    continue
-                nbytes = after  # others stay: where clients take turns, the newest state is needed last
-                if self._write(client_id, versions[client_id], state):
-                    written.append((client_id, versions[client_id]))
+            for client_id in names:
+                nbytes -= len(self._memory.get(client_id, b""))
+                state = self._held.get(client_id)
+                if state is not None and nbytes + len(state) <= self._max_memory:
+                    kept[client_id], nbytes = state, nbytes + len(state)
+                elif state is not None and self._write(client_id, self._staged[client_id], state):
+                    written.append((client_id, self._staged[client_id]))  # others stay: the newest is needed last
         except BaseException:
             for one in written:
                 self._remove(*one)
             raise
-        for client_id, version in versions.items():
-            old = self._versions.get(client_id)
+        for client_id in names:
+            old, version = self._versions.get(client_id), self._staged.pop(client_id)
+            self._held.pop(client_id, None)
             self._memory.pop(client_id, None)
             if client_id in kept:
                 self._memory[client_id] = kept[client_id]
@@ -124,6 +162,14 @@ class ClientStore:
             if old is not None and old != version:
                 self._remove(client_id, old)
         self._nbytes = nbytes
+
+    def drop(self, client_ids: Iterable[str] | None = None) -> None:
+        """Forget staged states: of these clients, or all of them. Who has none is passed over."""
+        for client_id in self.staged() if client_ids is None else client_ids:
+            version = self._staged.pop(client_id, None)
+            self._held.pop(client_id, None)
+            if version is not None and version != self._versions.get(client_id):
+                self._remove(client_id, version)
 
     def get(self, client_id: str) -> bytes | None:
         """A client's state; None if it has none yet.
@@ -217,6 +263,7 @@ class ClientStore:
         self.blobs.close()
 
     def _clear(self) -> None:
+        self.drop()
         self._memory.clear()
         self._versions.clear()
         self._secrets.clear()

@@ -116,6 +116,13 @@ def weighted_mean(flats: Sequence[FlatTensors], weights: Sequence[float] | Tenso
         raise ValueError(f"A mean needs a client with a positive weight, but the weights are {masses.tolist()}.")
     parts: dict[str, Tensor] = {}
     shapes: dict[str, tuple[int, ...]] = {}
+    own = flats[0].layout
+    if own.names == tuple(sorted(own.names)) and all(flat.layout == own for flat in flats):
+        # one after another: a copy of all would take ten times as long
+        vector = torch.zeros_like(flats[0].vector)
+        for flat, share in zip(flats, (masses / masses.sum()).tolist(), strict=True):
+            vector.add_(flat.vector, alpha=share)
+        return FlatTensors(own, vector)
     for holders, names, values in by_holders(flats):
         if not (total := masses[holders].sum()) > 0:
             continue

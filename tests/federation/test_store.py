@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lightning_pfl.errors import CheckpointMismatchError
+from lightning_pfl.federation.blobs import Blobs
 from lightning_pfl.federation.store import ClientStore
 
 
@@ -213,6 +214,45 @@ def test_states_of_several_clients_are_kept_together_or_not_at_all(url, max_memo
     store.put_all([("ward-3", b"three")])
     assert store.get("ward-3") == b"three"
     store.close()
+
+
+@pytest.mark.parametrize("max_memory", [0, 5, 1000])
+def test_a_staged_state_counts_once_it_is_accepted(url, max_memory):
+    store = ClientStore(url, max_memory=max_memory)
+    store.put("ward-3", b"one")
+    store.stage("ward-3", b"two")
+    store.stage("ward-3", b"three")  # asked again
+    store.stage("ward-7", b"new")
+    assert (store.get("ward-3"), store.ids(), store.staged()) == (b"one", ["ward-3"], ["ward-3", "ward-7"])
+    assert next(value for name, value in store.state_dict().items() if name != "url").keys() == {"ward-3"}
+
+    store.accept(["ward-3", "ward-5"])
+    store.drop()
+
+    assert (store.get("ward-3"), store.ids(), store.staged()) == (b"three", ["ward-3"], [])
+    assert store.nbytes_in_memory == {0: 0, 5: 5, 1000: 5}[max_memory]
+
+
+def test_what_is_staged_and_dropped_leaves_no_file_and_takes_none_away(tmp_path):
+    store = ClientStore(tmp_path, max_memory=0)
+    store.put("ward-3", b"one")
+    store.stage("ward-3", b"one")  # nothing to train on: the same bytes
+    store.stage("ward-7", b"of a first attempt")
+    store.stage("ward-7", b"rejected")
+    assert len(list(tmp_path.rglob("*.state"))) == 2
+
+    store.drop()
+
+    assert [path.read_bytes() for path in tmp_path.rglob("*.state")] == [b"one"]
+    assert store.get("ward-3") == b"one"
+
+
+def test_a_state_that_counts_is_written_once(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(Blobs, "write", lambda self, key, *rest, **_: written.append(key) or True)
+    store = ClientStore(tmp_path, max_memory=0)
+    store.put_all([("ward-3", b"one"), ("ward-7", b"two")])
+    assert len(written) == 2
 
 
 def test_a_version_that_another_process_wrote_is_never_removed(tmp_path):
