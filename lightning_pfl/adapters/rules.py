@@ -20,7 +20,7 @@ from lightning_pfl.adapters.layer_sums import LayerSums, ProjectedSums
 from lightning_pfl.functional.alignment import choose_ridge, fit_A, fit_B_from_gradients, rotate_B_by_cca
 from lightning_pfl.functional.canonical import agreement, common_directions
 
-__all__ = ["Canonical", "CcaB", "FitB", "Fitted", "GradientB", "LeastSquares", "Rule"]
+__all__ = ["Canonical", "CcaB", "FitB", "Fitted", "GradientB", "LeastSquares", "Rule", "papers_alignment"]
 
 S = TypeVar("S", bound=Sink)
 
@@ -245,3 +245,16 @@ def _typical(directions: Tensor, sums: LayerSums) -> Tensor:
     """Root mean square of the anchor's coordinates, so that z has the size of one."""
     zz = sums.inputs.products(centred=True)[2] / sums.inputs.count
     return ((directions @ zz) * directions).sum(1).mean().sqrt()
+
+
+def papers_alignment() -> LeastSquares:
+    """The paper's initial alignment, in closed form.
+
+    Source:
+        arXiv:2506.11024, initial alignment.
+
+    Example:
+        >>> papers_alignment().orthonormal_only
+        True
+    """
+    return LeastSquares(CcaB(), orthonormal_only=True)

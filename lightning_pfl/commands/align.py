@@ -21,7 +21,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from lightning_pfl.adapters.alignment import (
     Alignment,
     Canonical,
-    CcaB,
     GradientDescent,
     LeastSquares,
     Rule,
@@ -29,13 +28,14 @@ from lightning_pfl.adapters.alignment import (
 )
 from lightning_pfl.adapters.config import CoLoraConfig
 from lightning_pfl.adapters.injection import inject
+from lightning_pfl.adapters.rules import papers_alignment
 
 __all__ = ["RULES", "Request", "align_language_models", "read_texts"]
 
 RULES: Mapping[str, Rule[Any]] = {
     "canonical": Canonical(),
     "least-squares": LeastSquares(),
-    "paper": LeastSquares(CcaB(), orthonormal_only=True),
+    "paper": papers_alignment(),
     "descent": GradientDescent(),
 }
 """What the command line calls them; in Python they are objects with arguments."""

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import yaml  # type: ignore[import-untyped, unused-ignore]
 
+from lightning_pfl.adapters.rules import Rule
 from lightning_pfl.methods import Method
 
 __all__ = [
@@ -179,6 +180,8 @@ class Comparison:
         assignment: keys of models, dealt out to the clients in turn; one key: all clients have the same.
         aligned_with: further models of the protocol that take part in the alignment, though no client has them, so that
             clients of one model, too, train along directions that models share instead of random ones.
+        alignment: function that makes the rule by which models are aligned, such as
+            ``lightning_pfl.adapters.rules.papers_alignment``; None: `align`'s default.
         methods: by name as in tables, in the order of tables.
         seeds: of runs; a seed decides which batches are met and what is drawn at random.
         side: which side of the tasks is asked about, "test", or "val" for choices.
@@ -203,6 +206,7 @@ class Comparison:
     tune_budget: int = 6
     tune_others: float = 0.0
     aligned_with: Sequence[str] = ()
+    alignment: Callable[[], Rule[Any]] | None = None
     newcomers: Sequence[str] = ()
     newcomer_steps: Sequence[int] = (0, 8, 16, 32, 64)
 
@@ -251,6 +255,8 @@ class Comparison:
         about: list[Any] = [protocol, self.scenario, list(self.assignment), self.side, self.method(name).described()]
         if self.aligned_with:
             about.append(list(self.aligned_with))
+        if self.alignment is not None:
+            about.append(repr(self.alignment()))
         if self.newcomers:
             about.append([list(self.newcomers), list(self.newcomer_steps)])
         return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]

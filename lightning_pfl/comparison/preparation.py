@@ -261,6 +261,8 @@ def _aligned(
         len(captions),
         config.to_dict(),
     ]
+    rule = None if comparison.alignment is None else comparison.alignment()
+    about += [] if rule is None else [repr(rule)]
     about += [(key, reader.digest) for key, reader in sorted(readers.items())]
     folder = cache / "alignments" / hashlib.sha256(repr(about).encode()).hexdigest()[:32]
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -274,7 +276,7 @@ def _aligned(
                 readings[index] = {key: readers[key].reading(reading) for key, reading in record.items()}
                 progress.count(index + 1, len(readings))
             copies = {key: copy.deepcopy(reader.cut()) for key, reader in readers.items()}
-            made = align_on_pictures(copies, readings, anchor=protocol.anchor, config=config)
+            made = align_on_pictures(copies, readings, anchor=protocol.anchor, config=config, rule=rule)
             partial = folder.with_name(f".{folder.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
             made.save(partial)

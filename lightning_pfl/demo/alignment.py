@@ -12,6 +12,7 @@ from lightning_pfl.adapters import CoLoraConfig, inject
 from lightning_pfl.adapters.alignment import Alignment, align
 from lightning_pfl.adapters.contrasts import draw_contrast
 from lightning_pfl.adapters.readings import Reading
+from lightning_pfl.adapters.rules import Rule
 from lightning_pfl.benchmark.batches import ANSWER, IMAGE_ID, start_id
 from lightning_pfl.benchmark.features import TOKENS_PER_IMAGE, FeatureStore
 from lightning_pfl.benchmark.public import QUESTIONS, Caption
@@ -28,6 +29,7 @@ def align_on_pictures(
     *,
     anchor: str,
     config: CoLoraConfig,
+    rule: Rule[Any] | None = None,
 ) -> Alignment:
     """Align the Co-LoRA layers of several models to one of them.
 
@@ -36,13 +38,14 @@ def align_on_pictures(
         readings: from `picture_readings`.
         anchor: key of the model that the others are compared with.
         config: of the adapters, the same for all.
+        rule: as of `align`.
 
     Returns:
         The alignment, by base identity.
     """
     for module in modules.values():
         inject(module, config)
-    return align(modules, readings, anchor=anchor, loss=_prefers)
+    return align(modules, readings, anchor=anchor, rule=rule, loss=_prefers)
 
 
 def picture_readings(

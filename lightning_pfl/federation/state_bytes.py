@@ -47,7 +47,7 @@ def pack(state: Any, *, check: bool = False) -> bytes:
     except Exception as error:
         raise TypeError(_unfit(state)) from error
     head = stream.getvalue()
-    data = (memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) for tensor in tensors)
+    data = (tensor.reshape(-1).view(torch.uint8).numpy().data for tensor in tensors)
     packed = b"".join([_MAGIC, len(head).to_bytes(8, "little"), head, *data])  # the only copy
     if check:
         try:

@@ -12,7 +12,13 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from lightning_pfl.adapters import GatePolicy, StaticGate
-from lightning_pfl.aggregation import LocalOnly, MixtureAggregator, RelevanceAggregator, UniformAggregator
+from lightning_pfl.aggregation import (
+    ConventionalMean,
+    LocalOnly,
+    MixtureAggregator,
+    RelevanceAggregator,
+    UniformAggregator,
+)
 from lightning_pfl.functional.controls import Alone, Shuffled
 from lightning_pfl.functional.pulling import Towards
 from lightning_pfl.functional.relevance import Softmax, TaskGraph, Uniform, WeightPolicy
@@ -175,7 +181,13 @@ def random_bases(adapters: Adapters) -> Method:
     return Method("local, random bases", LocalOnly(), (adapters(aligned=None),))
 
 
-def no_colora(adapters: Adapters, *, weights: WeightPolicy | None = None, pull: float = 0.5) -> Method:
+def no_colora(
+    adapters: Adapters,
+    *,
+    weights: WeightPolicy | None = None,
+    pull: float = 0.5,
+    conventional: ConventionalMean | None = None,
+) -> Method:
     """Ours without Co-LoRA: plain LoRA in all layers, pulled by relevance among clients of one architecture.
 
     Who is alone in its architecture keeps its own. It is what the reference code runs where all models are the same.
@@ -184,6 +196,8 @@ def no_colora(adapters: Adapters, *, weights: WeightPolicy | None = None, pull: 
         adapters: makes the adapters; its ``num_blocks`` and ``aligned`` are overruled.
         weights: as of `ours`.
         pull: as of `ours`.
+        conventional: how A and B are averaged. None: factor by factor, as in the paper; ``ProductMean()``: what layers
+            compute. P and Q of Co-LoRA layers need no choice: with A and B the same for all, their mean is both.
     """
     colora = adapters(num_blocks=0, aligned=None, private_layers=True)
-    return Method("no Co-LoRA", RelevanceAggregator(weights, pull=pull), (colora,))
+    return Method("no Co-LoRA", RelevanceAggregator(weights, pull=pull, conventional=conventional), (colora,))

@@ -32,6 +32,7 @@ from lightning_pfl.federation import Client, ClientStore, FederatedStrategy, Loc
 from tests.federation.tiny import Blocks, ClientsOwnData
 
 ROUNDS = 3
+ROOM = 30_000  # bytes of states in memory: for one of two, so that the other is a file before it counts
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir")
 MARK = "FEDERATED_TEST"  # in the environment of all processes of a Ray that a driver started
 PATIENCE = 120.0  # seconds for the processes of a dead driver to end
@@ -87,7 +88,8 @@ class SavedIsNoted(ModelCheckpoint):
 def run(folder, pool):
     """Train to the end from the last checkpoint, if there is one; write what came of it."""
     round_log._FULL = 1  # every round is a block, so that one may die while it is written
-    strategy = FederatedStrategy([Client("a"), Client("b")], pool=pool, store=ClientStore(folder / "states"))
+    store = ClientStore(folder / "states", max_memory=ROOM)
+    strategy = FederatedStrategy([Client("a"), Client("b")], pool=pool, store=store)
     checkpoints = folder / "checkpoints"
     callbacks = [
         CoLoRA(rank=2, alpha=4, num_blocks=1, target_modules=["fc"], train_also=["head"], dropout=0.2),
