@@ -20,7 +20,16 @@ from lightning_pfl.adapters.model import CoLoraModel
 from lightning_pfl.adapters.placement import Address
 from lightning_pfl.adapters.statistics import hold
 
-__all__ = ["ADAPTER", "SHARED", "InjectionReport", "adapted_layers", "add_global_branch", "config_of", "inject"]
+__all__ = [
+    "ADAPTER",
+    "SHARED",
+    "InjectionReport",
+    "adapted_layers",
+    "add_global_branch",
+    "config_of",
+    "extend",
+    "inject",
+]
 
 log = logging.getLogger(__name__)
 
@@ -96,25 +105,18 @@ def inject(module: nn.Module, config: CoLoraConfig, *, train_also: Sequence[str]
         >>> mlp[4].weight.requires_grad
         True
     """
-    layers = dict(adapted_layers(module))
-    if not layers:
+    is_new = not any(True for _ in adapted_layers(module))
+    if is_new:
         tuner = CoLoraModel(module, config, ADAPTER)
         placement = tuner.placement
+        trained = _train_also(module, train_also)
     else:
+        trained = extend(module, config, train_also=train_also)
         present = config_of(module)
-        if differences := present.differences(config):
-            told = ", ".join(f"{name}: {old!r} there, {new!r} asked for" for name, (old, new) in differences.items())
-            raise ValueError(
-                f"The {type(module).__name__} holds Co-LoRA adapters of another config already ({told}). "
-                "Use the same config, or start from a module without adapters."
-            )
         _, placement = present.resolved(module)
         if config.placement is None:  # the reasons for what was skipped, which a placement does not tell
             _, again = replace(present, placement=None).resolved(module)
             placement = again if again.layers == placement.layers else placement
-        if config.global_branch:
-            add_global_branch(module)
-    trained = _train_also(module, train_also)
     report = InjectionReport(
         colora={name: address for name, address in placement.layers.items() if address is not None},
         conventional=tuple(name for name, address in placement.layers.items() if address is None),
@@ -124,9 +126,42 @@ def inject(module: nn.Module, config: CoLoraConfig, *, train_also: Sequence[str]
         own_words=placement.own_words,
         held=tuple(hold(module)),
     )
-    if not layers:
+    if is_new:
         log.info("Adapters in %s: %s", type(module).__name__, report)
     return report
+
+
+def extend(module: nn.Module, config: CoLoraConfig, *, train_also: Sequence[str] = ()) -> tuple[str, ...]:
+    """What `inject` does to a module that holds adapters already, without a report, which takes longer than all of it.
+
+    Args:
+        module: with adapters.
+        config: that of its adapters; it may ask for a global branch that they do not have yet.
+        train_also: as of `inject`.
+
+    Returns:
+        Names of the model's own parameters that stay trainable.
+
+    Raises:
+        ValueError: the module holds no adapters, or adapters of another config; `train_also` names nothing.
+
+    Example:
+        >>> mlp = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> _ = inject(mlp, CoLoraConfig(r=2, num_blocks=1))
+        >>> extend(mlp, CoLoraConfig(r=2, num_blocks=1), train_also=["4"])
+        ('4.weight', '4.bias')
+    """
+    if differences := config_of(module).differences(config):
+        told = ", ".join(f"{name}: {old!r} there, {new!r} asked for" for name, (old, new) in differences.items())
+        raise ValueError(
+            f"The {type(module).__name__} holds Co-LoRA adapters of another config already ({told}). "
+            "Use the same config, or start from a module without adapters."
+        )
+    if config.global_branch:
+        add_global_branch(module)
+    trained = _train_also(module, train_also)
+    hold(module)
+    return trained
 
 
 def add_global_branch(module: nn.Module) -> None:

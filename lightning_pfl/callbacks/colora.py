@@ -33,7 +33,7 @@ from lightning_pfl.adapters import (
     shared_tensors,
 )
 from lightning_pfl.adapters.alignment import Alignment
-from lightning_pfl.adapters.injection import ADAPTER, adapted_layers
+from lightning_pfl.adapters.injection import ADAPTER, adapted_layers, extend
 from lightning_pfl.adapters.shared import shown
 from lightning_pfl.callbacks.checkpoints import attach
 from lightning_pfl.callbacks.federated import AdapterUser, Exchange
@@ -303,7 +303,8 @@ class CoLoRA(Exchange):
 
     def _inject(self, module: L.LightningModule, stage: str, global_branch: bool) -> None:
         """Give a module its adapters and what goes with them; whatever it has already stays as it is."""
-        inject(module, replace(self.config, global_branch=global_branch), train_also=self.train_also)
+        give = extend if any(adapted_layers(module)) else inject
+        give(module, replace(self.config, global_branch=global_branch), train_also=self.train_also)
         if stage == "fit":  # another callback may have frozen what was injected for an earlier fit
             adapters = adapter_parameters(module)
             for parameter in (*adapters.pq.values(), *adapters.ab.values(), *adapters.gates.values()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
+from weakref import WeakValueDictionary
 
 from torch import Tensor
 
@@ -86,7 +87,8 @@ class ServerState:
         self.traffic = {client_id: Traffic() for client_id in self.client_ids}
         self.ledgers = Ledgers(privacy)
         self.post = Post(wire)
-        self._received: dict[str, Personalized | PersonalizedLetter] = {}
+        # weakly, or the server would keep, for each client that sits out, the tensors that it received last
+        self._received: WeakValueDictionary[str, Personalized | PersonalizedLetter] = WeakValueDictionary()
         self._closed = RoundLog("traffic", RoundTraffic.load, store.blobs)
         self._open: tuple[int, dict[str, Traffic]] = (0, {})
         self._total = Traffic()
@@ -147,11 +149,11 @@ class ServerState:
             "aggregator": dict(self.aggregator),
             "personalized": {client_id: _dump(one) for client_id, one in self.personalized.items()},
             "newcomer": _dump(self.newcomer),
-            "received": [
+            "received": sorted(
                 client_id
                 for client_id, one in self._received.items()
                 if one is self.personalized.get(client_id, self.newcomer)
-            ],
+            ),
             "relevance": self.relevance.state_dict(),
             "left_out": [[one.round, one.client_id, one.reason] for one in self.left_out],
             "measures": {name: list(sizes) for name, sizes in self.measures.items()},
@@ -188,7 +190,9 @@ class ServerState:
         self.aggregator = saved["aggregator"]
         self.personalized = {client_id: _load(entry) for client_id, entry in saved["personalized"].items()}
         self.newcomer = _load(saved["newcomer"])
-        self._received = {client_id: self.personalized.get(client_id, self.newcomer) for client_id in saved["received"]}
+        self._received = WeakValueDictionary(
+            {client_id: self.personalized.get(client_id, self.newcomer) for client_id in saved["received"]}
+        )
         self.relevance.load_state_dict(saved["relevance"])
         self.left_out = [LeftOut(*entry) for entry in saved["left_out"]]
         self.measures = saved["measures"]

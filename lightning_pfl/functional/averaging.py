@@ -17,6 +17,7 @@ from lightning_pfl.types import FlatTensors, Layout
 __all__ = ["by_holders", "mix", "select", "weighted_mean", "write_names"]
 
 _AT_ONCE = 2**20  # numbers of all clients together that are gathered for one product: 4 MiB, and as much comes out
+_COLUMNS = 1024  # at least, as the rows of weights are read again for every product; two times 4 KiB per client
 _ROWS = 512
 _MANY, _SPARSE = 256, 16  # from so many clients on, and if only every so-many-th weight is not zero, zeros are skipped
 
@@ -61,7 +62,7 @@ def _mix_alike(flats: Sequence[FlatTensors], rows: Tensor) -> list[FlatTensors]:
     totals = rows.sum(dim=1, dtype=torch.float64)
     weights = _scaled(rows, totals)
     mixed = [torch.empty_like(flat.vector) for flat in flats]
-    width = max(1, min(_AT_ONCE // count, numel))
+    width = max(1, min(max(_AT_ONCE // count, _COLUMNS), numel))
     gathered, product = torch.empty(count * width), torch.empty(count * width)  # kept, as new memory costs time
     for start in range(0, numel, width):
         size = min(width, numel - start)
