@@ -39,7 +39,7 @@ class Marks:
         self._take("started")
 
     def round(self) -> None:
-        """A round has ended. Only after the first and the last the tree is read: that takes as long as a tiny client."""
+        """A round has ended. The tree is read after the first and the last only: it takes as long as a tiny client."""
         self._rounds.append(time.time())
         if len(self._rounds) == 1:
             self._take("first")
