@@ -101,8 +101,8 @@ class ClientStore:
         names = []
         try:
             for client_id, state in states:
+                names.append(client_id)  # first, as staging may fail halfway
                 self.stage(client_id, state)
-                names.append(client_id)
             self.accept(names)
         finally:
             self.drop(names)

@@ -247,6 +247,19 @@ def test_what_is_staged_and_dropped_leaves_no_file_and_takes_none_away(tmp_path)
     assert store.get("ward-3") == b"one"
 
 
+def test_a_state_that_cannot_be_written_is_not_staged_afterwards(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError("no room")
+
+    store = ClientStore(tmp_path, max_memory=0)
+    store.put("ward-3", b"one")
+    monkeypatch.setattr(Blobs, "write", full)
+    with pytest.raises(OSError, match="no room"):
+        store.put_all([("ward-3", b"two")])
+    assert store.staged() == []
+    assert store.get("ward-3") == b"one"
+
+
 def test_a_state_that_counts_is_written_once(tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(Blobs, "write", lambda self, key, *rest, **_: written.append(key) or True)
