@@ -118,8 +118,9 @@ class _Unpickler(pickle.Unpickler):
             raise TypeError(f"`{name}` is no dtype")
         if nbytes == 0:
             return torch.empty(shape, dtype=dtype)
+        there = np.frombuffer(self._data, dtype=np.uint8, count=nbytes, offset=start)  # an error if it is not
         flat = torch.empty(nbytes, dtype=torch.uint8)  # memory of torch's own, aligned as always
-        flat.numpy()[:] = np.frombuffer(self._data, dtype=np.uint8, count=nbytes, offset=start)
+        flat.numpy()[:] = there
         return flat.view(dtype).view(shape)
 
     def find_class(self, module: str, name: str) -> Any:
