@@ -1,14 +1,15 @@
 """Centralised training of the suite's tasks: what a model reaches on a task's own data, and on its relatives' too.
 
-    python benchmarks/suite_central.py [TASK ...] [--models smollm2 gemma3] [--sizes 16 128] [--seeds 1]
+    python benchmarks/suite_central.py [TASK ...] [--models smollm2 gemma3] [--sizes 16 64 320] [--seeds 1]
 
 For every model of the suite protocol (`lightning_pfl/comparison/protocols/suite.yaml`: whole, adapters in its last
 layer) and number n of training examples: adapters are trained on n examples of a task, and then again, for as many
-steps, on those and n of every task with a strong link that clients train on. The number of steps is what a client has
-for one task. Nothing is chosen on the way: test accuracy is of the last step, learning rates are the protocol's.
+steps, on those and n of every task with a strong link that clients train on. The steps show as many examples as a
+client of the full protocol sees for one task. Nothing is chosen on the way: test accuracy is of the last step, learning
+rates are the protocol's.
 
 What lies below the last layer is run once per example and kept on disk, and the examples are those of the comparison:
-where a comparison of that protocol has been prepared, little is left to run. Rows are kept line by line, so the script
+where a comparison of that protocol has been prepared, less is left to run. Rows are kept line by line, so the script
 goes on where it was stopped.
 """
 
@@ -32,7 +33,7 @@ from lightning_pfl import CoLoRA
 from lightning_pfl.benchmark.features import EfficientNetTokens, FeatureStore
 from lightning_pfl.benchmark.packages import cache_dir
 from lightning_pfl.benchmark.projector import load_projector
-from lightning_pfl.benchmark.suite.catalogue import TASKS, find_tasks
+from lightning_pfl.benchmark.suite.catalogue import TASKS, UNSEEN, find_tasks
 from lightning_pfl.benchmark.suite.graph import relatives
 from lightning_pfl.benchmark.suite.library import load_library
 from lightning_pfl.benchmark.suite.recipes import SUITE, Sizes, build_task, chance
@@ -43,8 +44,9 @@ from lightning_pfl.comparison.data import Examples, collate_examples
 from lightning_pfl.comparison.plan import Protocol, read_protocol
 from lightning_pfl.comparison.reading import Reader
 
-TRAINED = {spec.id: spec for spec in TASKS}
+TRAINED = {spec.id for spec in TASKS}
 SIDES = ("train", "test")
+QUESTIONS = 100
 
 
 @final
@@ -62,6 +64,7 @@ class Model:
         self.examples: dict[tuple[str, str], Examples] = {place: reader.examples(one) for place, one in told.items()}
         self._last = reader.ready()
         self._protocol = protocol
+        self.steps = steps_of(protocol)
 
     def trained(self, data: Sequence[Dataset], seed: int) -> VisionLanguageModule:
         """A copy of the last layer after one task's steps on all of the data together."""
@@ -73,7 +76,7 @@ class Model:
         adapters = CoLoRA(protocol.rank, protocol.alpha, num_blocks=protocol.num_blocks, exclude_modules=["projector"])
         trainer = L.Trainer(
             accelerator="cpu",
-            max_steps=steps_of(protocol),
+            max_steps=self.steps,
             max_epochs=-1,
             callbacks=[adapters],
             logger=False,
@@ -86,8 +89,9 @@ class Model:
 
 
 def steps_of(protocol: Protocol) -> int:
-    """Of a client, on one task."""
-    return round(protocol.rounds_per_task * protocol.steps)
+    """Until as many examples were seen as a client of the full protocol sees of one task."""
+    full = read_protocol("full")
+    return round(full.rounds_per_task * full.steps * full.batch_size / protocol.batch_size)
 
 
 def right(module: VisionLanguageModule, questions: Examples) -> Tensor:
@@ -114,22 +118,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("tasks", nargs="*")
     parser.add_argument("--models", nargs="+", choices=sorted(protocol.models), default=list(protocol.models))
-    parser.add_argument("--sizes", type=int, nargs="+", default=[16, protocol.num_train])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[16, 64, 320])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("suite_central.jsonl"))
     options = parser.parse_args()
     for name in ("lightning.pytorch", "lightning_pfl"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    if max(options.sizes) > protocol.num_train:
-        parser.error(f"the protocol has {protocol.num_train} training examples per task")
     library, store = load_library(), FeatureStore(EfficientNetTokens())
     rows = [json.loads(line) for line in options.results.read_text().splitlines()] if options.results.exists() else []
     about = {"suite": SUITE, "steps": steps_of(protocol), "batch": protocol.batch_size}
     said = (*about, "task", "model", "lr", "lr_pq", "n", "seed")
     done = [{name: row[name] for name in said} for row in rows]
-    sizes = Sizes(protocol.num_train, 1, protocol.num_self)
-    tasks = {spec.id: build_task(spec, library, sizes) for spec in TASKS}
-    wanted = [spec.id for spec in find_tasks(options.tasks) if spec.id in TRAINED]
+    sizes = Sizes(max(options.sizes), 1, QUESTIONS)
+    tasks = {spec.id: build_task(spec, library, sizes) for spec in (*TASKS, *UNSEEN)}
+    wanted = [spec.id for spec in find_tasks(options.tasks)]
     models: dict[str, Model] = {}
     for seed in range(options.seeds):
         for key in options.models:

@@ -176,7 +176,9 @@ def pairs(side: Side) -> Pairs | None:
     asked, count = topics(side), side.tokens.shape[1]
     answers = {word for offered in side.offered for word in offered}
     if count > 1 and answers <= set(PLACES[:count]):
-        tokens = (side.tokens - 0.5 * side.tokens.mean(1, keepdim=True)).flatten(2).flatten(0, 1)
+        count = len(answers)  # pictures before those that are offered only say what is asked
+        shown = side.tokens[:, -count:]
+        tokens = (shown - 0.5 * shown.mean(1, keepdim=True)).flatten(2).flatten(0, 1)
         words = [word for word in asked for _ in range(count)]
         targets = [float(PLACES[i] == answer) - 1 / count for answer in side.answers for i in range(count)]
         owner = torch.arange(len(side)).repeat_interleave(count)

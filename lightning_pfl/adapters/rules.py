@@ -20,7 +20,17 @@ from lightning_pfl.adapters.layer_sums import LayerSums, ProjectedSums
 from lightning_pfl.functional.alignment import choose_ridge, fit_A, fit_B_from_gradients, rotate_B_by_cca
 from lightning_pfl.functional.canonical import agreement, common_directions
 
-__all__ = ["Canonical", "CcaB", "FitB", "Fitted", "GradientB", "LeastSquares", "Rule", "papers_alignment"]
+__all__ = [
+    "Canonical",
+    "CcaB",
+    "FitB",
+    "Fitted",
+    "GradientB",
+    "LeastSquares",
+    "Rule",
+    "gradient_alignment",
+    "papers_alignment",
+]
 
 S = TypeVar("S", bound=Sink)
 
@@ -258,3 +268,16 @@ def papers_alignment() -> LeastSquares:
         True
     """
     return LeastSquares(CcaB(), orthonormal_only=True)
+
+
+def gradient_alignment() -> LeastSquares:
+    """Least squares with B from loss gradients, for configuration files, which cannot say how B is chosen.
+
+    Source:
+        Ours (`fit_B_from_gradients`).
+
+    Example:
+        >>> gradient_alignment().B
+        GradientB()
+    """
+    return LeastSquares(GradientB())
