@@ -59,7 +59,7 @@ def align(
     data: list[str],
     output: Path,
     anchor: str | None = None,
-    rank: int = 16,
+    rank: int = 32,
     num_blocks: int = 4,
     target_modules: list[str] | None = None,
     rule: Literal["canonical", "least-squares", "paper", "descent"] = "canonical",

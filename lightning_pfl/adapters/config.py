@@ -36,7 +36,7 @@ class CoLoraConfig(PeftConfig):
 
     Args:
         r: rank; the same for all clients that exchange P and Q.
-        alpha: the scale of an adapter is alpha / r.
+        alpha: the scale of an adapter is alpha / r. None: twice the rank.
         num_blocks: into how many parts of equal relative depth each stack of blocks is cut; the last block of each
             part holds the layers whose P and Q are exchanged. 0: no layer does, all are conventional.
         target_modules: which layers are adapted: a regular expression for the whole name, or parts of names. None:
@@ -65,8 +65,8 @@ class CoLoraConfig(PeftConfig):
         (2.0, 'COLORA')
     """
 
-    r: int = 16
-    alpha: float = 32
+    r: int = 32
+    alpha: float | None = None
     num_blocks: int = 4
     target_modules: str | Collection[str] | None = None
     exclude_modules: str | Collection[str] | None = None
@@ -91,6 +91,8 @@ class CoLoraConfig(PeftConfig):
             self.target_modules = None
         if not (isinstance(self.r, int) and self.r > 0):
             raise ValueError(f"The rank `r` must be a positive integer, but is {self.r!r}.")
+        if self.alpha is None:
+            self.alpha = 2 * self.r
         if not (isinstance(self.alpha, (int, float)) and self.alpha > 0):
             raise ValueError(f"`alpha` must be positive (the scale is alpha / r), but is {self.alpha!r}.")
         if not (isinstance(self.num_blocks, int) and self.num_blocks >= 0):
@@ -103,6 +105,7 @@ class CoLoraConfig(PeftConfig):
     @property
     def scale(self) -> float:
         """s = alpha / r."""
+        assert self.alpha is not None, "set when the config was made"
         return self.alpha / self.r
 
     def address(self, name: str) -> Address | None:

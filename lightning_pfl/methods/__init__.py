@@ -3,7 +3,7 @@ r"""Published methods, and the controls that a comparison needs: one function ea
 A method is a server rule and what goes into the clients' Trainer. Every function takes what makes the adapters, so that
 all methods of a comparison train the same ones::
 
-    adapters = functools.partial(CoLoRA, rank=16, alpha=32, num_blocks=4)
+    adapters = functools.partial(CoLoRA, rank=32, num_blocks=4)
     method = ditto(adapters, strength=0.1)
     trainer = L.Trainer(callbacks=[*method.callbacks], strategy=FederatedStrategy(8, aggregator=method.aggregator))
 

@@ -86,10 +86,15 @@ def test_a_config_that_makes_no_sense_is_refused(wrong, message):
         CoLoraConfig(**wrong)
 
 
+def test_alpha_follows_the_rank_unless_it_is_given():
+    assert CoLoraConfig(r=8).scale == CoLoraConfig().scale == 2
+    assert CoLoraConfig(r=8, alpha=4).scale == 0.5
+
+
 def test_differences_are_what_is_asked_for_and_not_there():
     there, _ = CoLoraConfig(r=2, num_blocks=2, base_model_name_or_path="a").resolved(mlp())
 
     assert there.differences(CoLoraConfig(r=2, num_blocks=2, global_branch=True)) == {}
-    assert there.differences(CoLoraConfig(r=4, num_blocks=2)) == {"r": (2, 4)}
+    assert there.differences(CoLoraConfig(r=4, alpha=4, num_blocks=2)) == {"r": (2, 4)}
     other = CoLoraConfig(r=2, num_blocks=2, base_identity="mine", placement={"0": None})
     assert set(there.differences(other)) == {"base_identity", "placement"}
