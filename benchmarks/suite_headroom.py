@@ -9,7 +9,8 @@ readings of an example among which the task's validation split chooses, as it do
     change   differences of each picture's tokens to the next one's, and their absolute values
     spread   mean and standard deviation of the tokens over the pictures, and the last one against the others
     match    one score for a picture and a word, the highest of an example wins: every picture with the word that the
-             question asks for (B2), or all pictures with every word that is offered (B11)
+             question asks for (B2), or all pictures with every word that is offered (B11); or one score for a picture
+             and the one that the question is about (U6)
 
 Questions whose text varies enter the first three as a product: the kernel of two examples is multiplied by one plus one
 if they ask in the same words. Answers are restricted to what an example offers.
@@ -176,9 +177,13 @@ def pairs(side: Side) -> Pairs | None:
     asked, count = topics(side), side.tokens.shape[1]
     answers = {word for offered in side.offered for word in offered}
     if count > 1 and answers <= set(PLACES[:count]):
-        count = len(answers)  # pictures before those that are offered only say what is asked
-        shown = side.tokens[:, -count:]
-        tokens = (shown - 0.5 * shown.mean(1, keepdim=True)).flatten(2).flatten(0, 1)
+        asked_of, shown = side.tokens[:, : count - len(answers)], side.tokens[:, count - len(answers) :]
+        count = len(answers)
+        if asked_of.shape[1]:  # U6 alone: each picture that is offered, compared to the one that the question is about
+            first = asked_of.mean(1, keepdim=True)
+            tokens = torch.cat([(shown - first).abs(), shown * first], dim=-1).flatten(2).flatten(0, 1)
+        else:
+            tokens = (shown - 0.5 * shown.mean(1, keepdim=True)).flatten(2).flatten(0, 1)
         words = [word for word in asked for _ in range(count)]
         targets = [float(PLACES[i] == answer) - 1 / count for answer in side.answers for i in range(count)]
         owner = torch.arange(len(side)).repeat_interleave(count)

@@ -21,7 +21,7 @@ from lightning_pfl.benchmark.suite.recipes import SUITE, TaskSpec
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "guides" / "suite.md"
-PROBE, CENTRAL = (16, 64, 320), (16, 128)
+PROBE, CENTRAL = (16, 64, 320), (16, 64, 320)
 MODELS = {"smollm2": "SmolLM2", "gemma3": "Gemma 3"}
 SPECS = (*TASKS, *UNSEEN)
 Rows = Sequence[dict]

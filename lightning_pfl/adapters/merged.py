@@ -141,7 +141,8 @@ def merged_state(module: nn.Module) -> dict[str, Tensor]:
 
     Returns:
         By the names that the module had before adapters came in. A Co-LoRA layer without a bias receives one, unless
-        its Q is zero.
+        its Q is zero. Parameters that the module ties are other ones here if a layer that has one of them has an
+        adapter, which a warning says: load them into a module that does not tie them.
 
     Raises:
         ValueError: no adapters; a gate that depends on the input; a base layer whose weights are quantised.
@@ -153,6 +154,17 @@ def merged_state(module: nn.Module) -> dict[str, Tensor]:
         >>> list(merged_state(mlp))
         ['0.weight', '0.bias', '2.weight', '2.bias', '4.weight', '4.bias']
     """
+    state = _merged_state(module)
+    if apart := _pulled_apart(module, state):
+        log.warning(
+            "The module ties %s to parameters elsewhere, from which the adapter makes them differ. A module that ties "
+            "them will load one for both and compute something else.",
+            _few(apart),
+        )
+    return state
+
+
+def _merged_state(module: nn.Module) -> dict[str, Tensor]:
     config_of(module)
     layers = dict(adapted_layers(module))
     merged = {name: _merged(name, layer) for name, layer in layers.items()}  # all may refuse before anything is built
@@ -184,10 +196,13 @@ def export_merged(
         path: the folder; made if it is not there.
         if_no_bias: what happens where Q needs a bias that the model's class cannot have.
 
+    A head that the model ties to its embeddings and that has an adapter is written as one of its own
+    (``tie_word_embeddings=False``), if the class then computes the same; this takes the memory of a second model.
+
     Raises:
         TypeError: not a transformers model.
         ValueError: no adapters; a gate that depends on the input (write it with `export_adapter`); biases without a
-            place, see `NoBiasPolicy`.
+            place, see `NoBiasPolicy`; tied weights that an adapter pulls apart in a class that needs them tied (T5).
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -209,7 +224,10 @@ def export_merged(
             f"`export_merged` writes transformers models, but a {type(module).__name__} is none and holds none that "
             "has all adapters. For other modules, save `merged_state(module)`."
         )
-    state = merged_state(model)
+    state = _merged_state(model)
+    apart = _pulled_apart(model, state)
+    if apart:
+        _compare(model, type(model)(_untied(model.config)))
     config, left = _with_biases(type(model), model.config, set(state))
     target = if_no_bias.place(model, state, sorted(left)) if left else _skeleton(type(model), config)
     wanted = target.state_dict()
@@ -222,7 +240,15 @@ def export_merged(
         for key in wanted
     }
     target.load_state_dict(filled, assign=True)
+    if apart:
+        target.config = _untied(target.config)
     target.tie_weights()
+    lost = [name for name in apart if not torch.equal(target.state_dict()[name], filled[name])]
+    if lost:
+        raise ValueError(
+            f"A {type(target).__name__} ties {_few(lost)} to other weights whatever its config says, and the adapter "
+            "makes them differ. Use `export_adapter` or `export_lora`, or leave that layer out (`exclude_modules`)."
+        )
     if getattr(model, "generation_config", None) is not None:
         target.generation_config = copy.deepcopy(model.generation_config)
     target.save_pretrained(Path(path))
@@ -268,6 +294,29 @@ def _merged(name: str, layer: CoLoraLayer) -> dict[str, Tensor]:
     if shift is not None and (bias is not None or bool(shift.any())):
         merged["bias"] = (shift.to(wide) if bias is None else bias.to(wide) + shift.to(wide)).to(weight.dtype)
     return merged
+
+
+def _pulled_apart(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Adapted weights that the module ties to others, and that differ from these in a merged state."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name.replace(".base_layer.", "."))
+    adapted = {f"{name}.weight" for name, _ in adapted_layers(module)}
+    return [
+        name
+        for tied in names.values()
+        for name in adapted.intersection(tied)
+        if not all(torch.equal(state[name], state[other]) for other in tied)
+    ]
+
+
+def _untied(config: PretrainedConfig) -> PretrainedConfig:
+    """The same, and in all configs inside it, with a head of its own."""
+    config = copy.deepcopy(config)
+    inside = [value for value in vars(config).values() if isinstance(value, PretrainedConfig)]
+    for part in (config, *inside):
+        part.tie_word_embeddings = False
+    return config
 
 
 def _parents(key: str) -> Iterator[str]:
@@ -329,15 +378,16 @@ def _compare(model: PreTrainedModel, other: PreTrainedModel) -> None:
     other.to(model.dtype).load_state_dict(filled)
     tokens = torch.randint(model.config.vocab_size, (2, 12), generator=torch.Generator().manual_seed(0))
     training, disabled = model.training, {name: layer._disable_adapters for name, layer in layers.items()}
+    decoded = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
     try:
         for layer in layers.values():
             layer._disable_adapters = True
-        expected = model.eval()(tokens.to(model.device)).logits.float().cpu()
+        expected = model.eval()(tokens.to(model.device), **decoded).logits.float().cpu()
     finally:
         model.train(training)
         for name, layer in layers.items():
             layer._disable_adapters = disabled[name]
-    found = other.eval()(tokens).logits.float()
+    found = other.eval()(tokens, **decoded).logits.float()
     off = ((found - expected).norm() / expected.norm()).item()
     if not off < (1e-2 if model.dtype.itemsize < 4 else 1e-4):
         raise ValueError(

@@ -62,8 +62,8 @@ class CoLoRA(Exchange):
     or `param_groups`), not from a list made in ``__init__``.
 
     Args:
-        rank: r; the same for all clients that exchange P and Q, which are r x r and r numbers per shared layer. 16, as in
-            the paper's experiments on text, sends a quarter of what 32 does and was six points worse in ours
+        rank: r; the same for all clients that exchange P and Q, which are r x r and r numbers per shared layer. 16, as
+            in the paper's experiments on text, sends a quarter of what 32 does and was six points worse in ours
             (docs/design/variants.md).
         alpha: the scale of an adapter is alpha / rank. None: twice the rank, as in the paper.
         num_blocks: into how many parts of equal relative depth the model is cut; the last block of each holds the

@@ -81,6 +81,60 @@ def test_the_folder_alone_gives_the_same_logits_within_the_stated_tolerance(tmp_
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def with_a_head(family):
+    model = FAMILIES[family]()
+    inject(model, CoLoraConfig(r=4, num_blocks=0, target_modules=["lm_head"]))
+    scramble(model)
+    return model
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gemma3", "t5"])
+def test_a_head_that_was_tied_to_the_embeddings_is_written_as_one_of_its_own(tmp_path, family):
+    model = with_a_head(family)
+    expected = output(model)
+
+    export_merged(model, tmp_path)
+
+    loaded = type(model).from_pretrained(tmp_path)
+    assert off(output(loaded), expected) < TOLERANCE[torch.float32]
+    assert torch.equal(loaded.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    assert loaded.lm_head.weight is not loaded.get_input_embeddings().weight
+    assert model.config.tie_word_embeddings
+
+
+def test_a_head_whose_adapter_does_nothing_stays_tied(tmp_path):
+    model = FAMILIES["gpt2"]()
+    inject(model, CoLoraConfig(r=4, num_blocks=0, target_modules=["lm_head"]))
+
+    export_merged(model, tmp_path)
+
+    assert type(model).from_pretrained(tmp_path).config.tie_word_embeddings
+
+
+class ScaledIfTied(OPTForCausalLM):
+    def forward(self, *args, **kwargs):
+        found = super().forward(*args, **kwargs)
+        found.logits = found.logits * (0.5 if self.config.tie_word_embeddings else 1)
+        return found
+
+
+def test_a_class_that_computes_something_else_with_a_head_of_its_own_is_refused(tmp_path):
+    model = ScaledIfTied(opt().config)
+    inject(model, CoLoraConfig(r=4, num_blocks=0, target_modules=["lm_head"]))
+    scramble(model)
+
+    with pytest.raises(ValueError, match=r"cannot be written as ScaledIfTied.*logits differ by 1 .*`export_lora`"):
+        export_merged(model, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_merged_state_says_that_a_tied_head_is_not_tied_any_more(caplog):
+    state = merged_state(with_a_head("gpt2"))
+
+    assert not torch.equal(state["lm_head.weight"], state["transformer.wte.weight"])
+    assert "ties `lm_head.weight` to parameters elsewhere" in caplog.text
+
+
 def test_it_loads_in_a_process_that_knows_nothing_of_this_package(tmp_path):
     model = adapted(llama, gate=StaticGate())
     export_merged(model, tmp_path / "merged")

@@ -9,7 +9,7 @@ from lightning_pfl.benchmark.edits import Crop
 from lightning_pfl.benchmark.images import Picture, View
 from lightning_pfl.benchmark.marks import Cover, Silhouette
 from lightning_pfl.benchmark.suite.library import Shelf
-from lightning_pfl.benchmark.suite.picking import framed, until
+from lightning_pfl.benchmark.suite.picking import different, framed, until
 from lightning_pfl.benchmark.suite.rarities import IN_LINES, KINDS, RANKS, SUITS
 from lightning_pfl.benchmark.suite.recipes import Draft
 
@@ -56,18 +56,15 @@ def halves(rng: random.Random, goal: str, shelf: Shelf) -> Draft:
 
 
 def cloze(rng: random.Random, goal: str, shelf: Shelf) -> Draft:
-    """U6: a picture of a kind of thing, a quarter covered, and quarters of three kinds: which one is missing?"""
-    kinds = rng.sample(("animal", "vehicle", "building", "plant"), 3)
-    pictures = [View(rng.choice(shelf.of([kind])).path) for kind in kinds]
+    """U6: a picture with a covered quarter, and three quarters: which one is missing?"""
+    pictures = [View(p.path) for p in different(rng, shelf.of(["animal", "vehicle", "building", "plant"]), 3)]
     left, top = rng.choice(((0.1, 0.1), (0.5, 0.1), (0.1, 0.5), (0.5, 0.5)))
     box = (left, top, left + 0.4, top + 0.4)
     patches = [edited(picture, Crop(box)) for picture in pictures]
     whole = edited(pictures[0], Cover(box, (128, 128, 128)))
     right, *others = patches
     others.insert(PATCHES.index(goal), right)
-    question = (
-        f"The first picture shows one {kinds[0]} with a grey hole. Which of the three pieces after it is missing there?"
-    )
+    question = "Which of the three pieces after the first picture belongs into its grey hole?"
     return Draft((whole, *others), question, PATCHES, goal)
 
 
