@@ -11,10 +11,13 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
+import torch
+
 from lightning_pfl.comparison.evaluation import TRAINED, Table
 from lightning_pfl.comparison.record import Record
+from lightning_pfl.metrics.scores import PersonalizationScores
 
-__all__ = ["client_matrix", "client_scores", "curve", "last_scores", "table_scores"]
+__all__ = ["client_matrix", "client_scores", "curve", "further_scores", "last_scores", "table_scores"]
 
 
 def client_scores(record: Record, table: Table) -> list[tuple[float, float]]:
@@ -53,6 +56,17 @@ def client_matrix(record: Record, *, moment: str = TRAINED) -> list[list[float]]
         shares = {task: r / t for task, r, t in zip(record.tasks, right, total, strict=True) if t}
         rows.append([_mean([shares[task] for task in own if task in shares]) for own in record.own])
     return rows
+
+
+def further_scores(record: Record, *, moment: str = TRAINED) -> dict[str, float]:
+    """What the means of the last round do not say, as `PersonalizationScores` names it: areas under the rounds,
+    forgetting, the worst tenth of the clients and how far apart clients are."""
+    metric = PersonalizationScores(dict(zip(record.clients, record.own, strict=True)), all_tasks=record.tasks)
+    for table in record.tables:
+        if table.moment == moment:
+            shares = torch.tensor(table.right) / torch.tensor(table.total)  # 0 / 0, NaN, where nothing was asked
+            metric.update(shares, round=table.round)
+    return {name: float(value) for name, value in metric.compute().items()}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_pfl.adapters import CoLoraConfig, inject
 from lightning_pfl.adapters.alignment import Canonical, CcaB, GradientDescent, LeastSquares, align
+from lightning_pfl.adapters.gathering import Seen, Site
 from lightning_pfl.adapters.readings import Reading
 
 RANK, TOKENS = 2, 24
@@ -68,19 +69,19 @@ class Square(nn.Module):
         return x
 
 
-def peak_of(rule, width, *, records, max_bytes=2**31):
-    """Peak bytes of aligning a wide model to a narrow one."""
+def peak_of(rule, width, *, records, max_bytes=2**31, anchor_width=8):
+    """Peak bytes of aligning a model to another, usually a narrow one."""
     torch.manual_seed(0)
-    models = {"anchor": Square(8), "student": Square(width)}
-    for model in models.values():
-        inject(model, CoLoraConfig(r=RANK, num_blocks=2, private_layers=False))
-    mixer = torch.randn(8, width) / 8**0.5
+    models = {"anchor": Square(anchor_width), "student": Square(width)}
+    for name, model in models.items():  # of one width they would pass for one base model
+        inject(model, CoLoraConfig(r=RANK, num_blocks=2, private_layers=False, base_identity=name))
+    mixer = torch.randn(anchor_width, width) / anchor_width**0.5
 
     class Stream:
         def __iter__(self):
             generator = torch.Generator().manual_seed(1)
             for _ in range(records):
-                x = torch.randn(1, TOKENS, 8, generator=generator)
+                x = torch.randn(1, TOKENS, anchor_width, generator=generator)
                 places = torch.arange(TOKENS)[None]
                 yield {"anchor": Reading({"x": x}, places), "student": Reading({"x": x @ mixer}, places)}
 
@@ -90,6 +91,10 @@ def peak_of(rule, width, *, records, max_bytes=2**31):
     with Peak() as peak:
         align(models, Stream(), anchor="anchor", rule=rule, loss=loss, max_bytes=max_bytes)
     return peak.peak
+
+
+def site(d_in, d_out):
+    return Site(nn.Linear(d_in, d_out), torch.zeros(RANK, d_in), torch.zeros(d_out, RANK))
 
 
 RULES = [Canonical(), LeastSquares(), LeastSquares(CcaB()), GradientDescent(passes=1)]
@@ -125,3 +130,31 @@ def test_fewer_bytes_at_once_take_more_passes_and_less_memory():
     whole = peak_of(Canonical(), 256, records=10)
     halves = peak_of(Canonical(), 256, records=10, max_bytes=1)
     assert halves < whole - 3 * 8 * 256**2
+
+
+@pytest.mark.parametrize("widths", [(16, 8), (48, 64), (96, 80)], ids=["narrower", "as wide", "wider"])
+def test_the_default_rule_counts_its_sums_to_the_byte_whatever_the_anchors_width(widths):
+    """`num_bytes` leaves out only the two mean inputs, one vector of each model; records add nothing."""
+    anchor, student = site(*widths), site(48, 64)
+    vectors = [torch.randn(TOKENS, width) for width in (48, widths[0], 64, widths[1])]
+    seen = Seen(*vectors, places=torch.arange(TOKENS))
+
+    with Peak() as held:
+        sink = Canonical().sink(anchor, student)
+        sink.add(seen, is_held_out=False)
+        sink.add(seen, is_held_out=True)
+
+    assert sink.count == TOKENS
+    assert held.now == Canonical().num_bytes(anchor, student) + 8 * (48 + widths[0])
+
+
+@pytest.mark.parametrize("anchor_width", [8, 64, 128], ids=["narrower", "as wide", "wider"])
+def test_aligning_to_any_anchor_takes_what_the_default_rule_says(anchor_width):
+    """By these numbers `max_bytes` is kept: one of the two layers fewer at once saves them, but for its means."""
+    layer = Canonical().num_bytes(site(anchor_width, anchor_width), site(64, 64))
+    whole, one = (
+        peak_of(Canonical(), 64, records=10, anchor_width=anchor_width, max_bytes=limit) for limit in (2**31, layer)
+    )
+
+    assert layer <= whole - one < 1.01 * layer
+    assert whole < 2 * (2 * layer)  # the solver takes less than the sums

@@ -43,6 +43,19 @@ def test_a_task_that_was_not_asked_counts_for_nothing():
     assert all(math.isnan(value) for value in others)
 
 
+def test_what_means_hide():
+    """Self is .5, .5 after round 1 and .3, .4 after round 2: forgets .2 and .1; its area is half way from .5 to .35."""
+    (found,) = Findings.of([record("local", 0, (3, 4), (2, 1), role="local")]).further
+    assert {key: round(one.mean, 3) for key, one in found.scores.items() if not key.startswith("others")} == {
+        "self_last": 35.0,
+        "self_auc": 42.5,
+        "forgetting": 15.0,
+        "self_worst_decile": 30.0,
+        "self_std": 5.0,
+    }
+    assert found.scores["others_auc"].mean == pytest.approx(15)  # asked in round 2 alone
+
+
 def test_means_and_deviations_over_seeds(records):
     """Local: 50, 60, 70 has mean 60 and standard deviation 10; t of two degrees of freedom is 4.3027."""
     local = Findings.of(records).rows[0].scores[TRAINED][0]

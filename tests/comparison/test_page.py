@@ -59,6 +59,11 @@ def test_newcomers_have_a_picture_and_their_numbers(tmp_path):
     assert "| mice | 25.0 | ours | 60.0 | 90.0 |" in tables.read_text("utf8")
 
 
+def test_what_means_hide_has_its_table(tmp_path):
+    _, tables = write_report([record("ours", 0, (3, 4), (2, 1), role="ours")], tmp_path)
+    assert "| ours | 42.5 | 15.0 | 15.0 | 30.0 | 5.0 |" in tables.read_text("utf8")
+
+
 def test_names_are_escaped(written):
     assert "&lt;ours&gt;" in written[0]
     assert "<ours>" not in written[0]

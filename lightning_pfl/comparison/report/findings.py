@@ -13,10 +13,10 @@ from typing import final
 
 from lightning_pfl.comparison.evaluation import AGGREGATED, TRAINED
 from lightning_pfl.comparison.record import Record, Rows
-from lightning_pfl.comparison.scores import client_matrix, curve, last_scores
+from lightning_pfl.comparison.scores import client_matrix, curve, further_scores, last_scores
 from lightning_pfl.comparison.statistics import Summary, paired, pearson, spearman, summary
 
-__all__ = ["MEASURES", "Cost", "Curve", "Findings", "Matrix", "NewcomerTask", "Relevance", "Row"]
+__all__ = ["MEASURES", "Cost", "Curve", "Findings", "Further", "Matrix", "NewcomerTask", "Relevance", "Row"]
 
 MEASURES = ("Self", "Others")
 _MOMENTS = (TRAINED, AGGREGATED)
@@ -56,6 +56,21 @@ class Curve:
     role: str
     measure: str
     points: Mapping[int, Summary]
+
+
+@dataclass(frozen=True)
+class Further:
+    """What the means of the last round hide: of clients' models as their own training leaves them.
+
+    Attributes:
+        method: its name.
+        role: what it is in the comparison.
+        scores: by the names of `PersonalizationScores`.
+    """
+
+    method: str
+    role: str
+    scores: Mapping[str, Summary]
 
 
 @dataclass(frozen=True)
@@ -141,6 +156,7 @@ class Findings:
         references: by moment, names of the methods that differences are taken to, by "local", "control" and, per
             measure, "baseline Self" and "baseline Others".
         curves: Self and Others by round.
+        further: areas, forgetting and differences between clients.
         matrices: of what each client's model knows of the others' tasks.
         truth: how related clients are.
         relevance: of methods that mix.
@@ -159,6 +175,7 @@ class Findings:
     rows: Sequence[Row]
     references: Mapping[str, Mapping[str, str]]
     curves: Sequence[Curve]
+    further: Sequence[Further]
     matrices: Sequence[Matrix]
     truth: Rows
     relevance: Sequence[Relevance]
@@ -205,6 +222,7 @@ class Findings:
             rows=rows,
             references=references,
             curves=[one for name, runs in by_method.items() for one in _curves(name, roles[name], runs)],
+            further=[_further(name, roles[name], runs) for name, runs in by_method.items()],
             matrices=[Matrix(name, _mean_rows([client_matrix(run) for run in by_method[name]])) for name in shown],
             truth=first.relations,
             relevance=[one for name, runs in by_method.items() if (one := _relevance(name, runs)) is not None],
@@ -305,6 +323,11 @@ def _curves(name: str, role: str, runs: Sequence[Record]) -> list[Curve]:
         points = {round: summary([100 * one[round][at] for one in curves if round in one]) for round in rounds}
         found.append(Curve(name, role, measure, {r: point for r, point in points.items() if point.count}))
     return found
+
+
+def _further(name: str, role: str, runs: Sequence[Record]) -> Further:
+    found = [further_scores(run) for run in runs]
+    return Further(name, role, {key: summary([100 * one[key] for one in found]) for key in found[0]})
 
 
 def _newcomers(name: str, role: str, runs: Sequence[Record]) -> list[Curve]:

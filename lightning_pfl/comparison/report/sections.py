@@ -63,6 +63,7 @@ def sections_of(findings: Findings) -> list[Section]:
     makers: Sequence[Callable[[Findings], Section | None]] = (
         _scores,
         _curves,
+        _further,
         _newcomers,
         _matrices,
         _relevance,
@@ -132,6 +133,29 @@ def _curves(findings: Findings) -> Section:
         ]
         tables.append(Table(f"{measure} by round, mean ± half interval", ["method", *map(str, rounds)], rows))
     return Section("Over the rounds", pictures=pictures, tables=tables)
+
+
+_FURTHER = {
+    "self_auc": "Self, area",
+    "others_auc": "Others, area",
+    "forgetting": "forgetting",
+    "self_worst_decile": "Self, worst tenth",
+    "self_std": "Self, between clients",
+}
+
+
+def _further(findings: Findings) -> Section:
+    words = [
+        "Of models as their own training leaves them. Area: under the curve over the rounds that were asked. "
+        "Forgetting: on each of a client's own tasks, the best round before the last less the last; below 0 where the "
+        "last is the best. Worst tenth: Self of the lowest tenth of clients. Between clients: standard deviation of their Self."
+    ]
+    rows = [
+        TableRow([Cell(one.method), *(Cell(_mean_sd(one.scores[key])) for key in _FURTHER)], one.role)
+        for one in findings.further
+    ]
+    table = Table("Mean ± standard deviation over seeds", ["method", *_FURTHER.values()], rows)
+    return Section("What means hide", words, tables=[table])
 
 
 def _newcomers(findings: Findings) -> Section | None:
