@@ -148,7 +148,8 @@ def _further(findings: Findings) -> Section:
     words = [
         "Of models as their own training leaves them. Area: under the curve over the rounds that were asked. "
         "Forgetting: on each of a client's own tasks, the best round before the last less the last; below 0 where the "
-        "last is the best. Worst tenth: Self of the lowest tenth of clients. Between clients: standard deviation of their Self."
+        "last is the best. Worst tenth: Self of the lowest tenth of clients. Between clients: standard deviation of "
+        "their Self."
     ]
     rows = [
         TableRow([Cell(one.method), *(Cell(_mean_sd(one.scores[key])) for key in _FURTHER)], one.role)
