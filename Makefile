@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-quick test test-unit test-ray soak check format lint types layers doctest examples docs clean architectures fuzz
+.PHONY: help install demo demo-quick test test-unit test-ray soak check format lint types layers doctest examples docs clean architectures quantised fuzz
 
 help:  ## show what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -51,7 +51,7 @@ test-ray: install
 fuzz: install  ## 10,000 broken inputs of each kind, new ones every time (an hour)
 	LIGHTNING_PFL_FUZZ=10000 $(BIN)/python -m pytest tests/fuzz --timeout 0
 
-check: lint types layers doctest examples architectures docs  ## everything else that CI checks
+check: lint types layers doctest examples architectures quantised docs  ## everything else that CI checks
 
 format: install  ## write the code as ruff wants it
 	$(BIN)/ruff format .
@@ -72,6 +72,11 @@ doctest: install
 
 architectures: install  ## the table of model families, made anew and compared with the documentation's
 	$(BIN)/python -m benchmarks.architectures --check docs/reference/architectures.md
+
+quantised: install  ## adapters around bitsandbytes' layers, which is not among the tools that .venv gets
+	$(PIP) install --quiet --no-deps --constraint constraints.txt --target build/quantised --upgrade bitsandbytes
+	PYTHONPATH=build/quantised $(BIN)/python -c 'import bitsandbytes'
+	PYTHONPATH=build/quantised $(BIN)/python -m pytest tests/adapters/test_quantised.py
 
 examples: install
 	$(BIN)/python -m pytest examples
