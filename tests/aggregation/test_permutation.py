@@ -21,7 +21,7 @@ every_aggregator = pytest.mark.parametrize("make", AGGREGATORS.values(), ids=AGG
 
 @st.composite
 def rounds(draw):
-    """All of one to six clients, then some of them: of two architectures, some without a sketch or with one name more."""
+    """One to six clients, then some of them: of two architectures, some without a sketch, some with one name more."""
     count = draw(st.integers(1, 6))
     ids = [f"client-{index}" for index in range(count)]
     kinds = draw(st.lists(st.booleans(), min_size=count, max_size=count))

@@ -111,19 +111,18 @@ def batch(seed=1):
 
 @st.composite
 def batches(draw):
-    """Two or three texts of one to eight tokens, padded on either side; the first two have answers, at any places."""
-    count, width = draw(st.integers(2, 3)), draw(st.integers(2, 8))
+    """Two or three texts, padded on either side; at least 2, 1 and 0 answer tokens, anywhere behind the first token."""
+    count, width = draw(st.integers(2, 3)), draw(st.integers(3, 8))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
     ids = torch.randint(1, WORDS, (count, width), generator=generator)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
-    for row in range(count):
-        length = draw(st.integers(2 if row < 2 else 1, width))
+    for row, fewest in zip(range(count), (2, 1, 0), strict=False):
+        length = draw(st.integers(fewest + 1, width))
         start = draw(st.sampled_from([0, width - length]))
         mask[row, start : start + length] = 1
-        behind = range(start + 1, start + length)
-        places = draw(st.sets(st.sampled_from(behind), min_size=row < 2)) if behind else ()
-        for place in places:
-            labels[row, place] = ids[row, place]
+        behind = list(range(start + 1, start + length))
+        places = draw(st.lists(st.sampled_from(behind), min_size=fewest, unique=True)) if behind else []
+        labels[row, places] = ids[row, places]
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
