@@ -51,7 +51,8 @@ class Classifier(L.LightningModule):
         self.log("val_loss", self.loss(batch))
 
     def configure_optimizers(self):
-        return torch.optim.AdamW((p for p in self.parameters() if p.requires_grad), lr=self.hparams.lr)
+        trained = (p for p in self.parameters() if p.requires_grad)
+        return torch.optim.AdamW(trained, lr=self.hparams.lr, weight_decay=0.0)
 
 
 class Data(ClientDataModule):

@@ -32,7 +32,7 @@ class Regressor(L.LightningModule):
         self.log("val_loss", self.loss(batch))
 
     def configure_optimizers(self):
-        return torch.optim.AdamW((p for p in self.parameters() if p.requires_grad), lr=1e-2)
+        return torch.optim.AdamW((p for p in self.parameters() if p.requires_grad), lr=1e-2, weight_decay=0.0)
 
 
 class Wide(Regressor):

@@ -40,7 +40,7 @@ class Module(L.LightningModule):
         return nn.functional.cross_entropy(self.head(self.body(x)), y)
 
     def configure_optimizers(self):
-        return torch.optim.AdamW((p for p in self.parameters() if p.requires_grad), lr=1e-2)
+        return torch.optim.AdamW((p for p in self.parameters() if p.requires_grad), lr=1e-2, weight_decay=0.0)
 
 
 def data(party):

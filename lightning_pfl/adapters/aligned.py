@@ -72,7 +72,7 @@ Bases = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class LayerFit:
-    """How well one layer of one model follows the anchor, on texts that the fit has not seen.
+    """How well one layer of one model follows the anchor, on held-out texts, which chose ridges and weights.
 
     Attributes:
         model: base identity of the model.

@@ -15,12 +15,14 @@ from typing import Any, final
 
 import lightning as L
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lightning_pfl.adapters import (
     CoLoraConfig,
+    FixedGate,
     GatePolicy,
     StaticGate,
     adapter_parameters,
@@ -59,7 +61,7 @@ class CoLoRA(Exchange):
     there is one adapter at full scale, no global branch and no gate.
 
     ``configure_optimizers`` must take its parameters when it is called (``self.parameters()``, those that require grad,
-    or `param_groups`), not from a list made in ``__init__``.
+    or `param_groups`), not from a list made in ``__init__``. A gate that it lets decay is warned of.
 
     Args:
         rank: r; the same for all clients that exchange P and Q, which are r x r and r numbers per shared layer. 16, as
@@ -226,7 +228,8 @@ class CoLoRA(Exchange):
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         adapters = adapter_parameters(pl_module)
-        held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        held = {id(p) for group in groups for p in group["params"]}
         trained = {**adapters.pq, **adapters.ab, **adapters.gates}
         missing = [name for name, p in trained.items() if p.requires_grad and id(p) not in held]
         if missing:
@@ -235,6 +238,15 @@ class CoLoRA(Exchange):
                 f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}). `{type(pl_module).__name__}."
                 "configure_optimizers` must collect parameters when it is called, as the adapters are there by then: "
                 "`CoLoRA.param_groups(self, lr=..., lr_pq=...)` or `self.parameters()`, not a list made in `__init__`."
+            )
+        decayed = {id(p) for group in groups if group.get("weight_decay", 0) > 0 for p in group["params"]}
+        gates = [name for name, p in adapters.gates.items() if p.requires_grad and id(p) in decayed]
+        if gates and not isinstance(self.config.gate, FixedGate):  # whose parameter nothing reads
+            rank_zero_warn(
+                f"{len(gates)} of {len(adapters.gates)} gates are in an optimizer group with weight_decay > 0 "
+                f"({', '.join(gates[:3])}{', ...' if len(gates) > 3 else ''}), which pulls them back to where they "
+                "start; the method decays no gate. AdamW decays by 0.01 unless told otherwise. Use "
+                "`CoLoRA.param_groups(self, lr=..., lr_pq=...)`, where gates have weight_decay=0."
             )
 
     @override

@@ -30,7 +30,8 @@ class StreamDataModule(L.LightningDataModule):
     trained on stands in the client's checkpoint, so a run that is stopped and resumed trains on the same batches.
 
     A round that brings nothing is sat out: the client uploads what it had, its optimizer and schedule stand still, and
-    the log says so. `Stream.idle_rounds` counts such rounds for the report (`idle_rows`).
+    the log says so. `Stream.idle_rounds` counts such rounds for the report (`idle_rows`). A client whose tasks are
+    all empty sits out every round.
 
     In a Trainer without a federation an epoch is a round too, and rounds that bring nothing are passed over.
 
@@ -84,9 +85,8 @@ class StreamDataModule(L.LightningDataModule):
         self.stream = stream
         self.num_steps, self.batch_size = num_steps, batch_size
         self._replay = replay or CountReplay()
-        self._train: Dataset[Any] = ConcatDataset(
-            [cast(Dataset[Any], task) for task in tasks if len(cast(Sized, task))]
-        )
+        filled = [cast(Dataset[Any], task) for task in tasks if len(cast(Sized, task))]
+        self._train = ConcatDataset(filled) if filled else cast(Dataset[Any], ())  # every round is sat out
         self._val, self._test = val, test
         self._eval_batch_size = eval_batch_size or batch_size
         self._collate, self._num_workers, self._seed = collate_fn, num_workers, seed

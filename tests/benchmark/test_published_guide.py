@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from lightning_pfl import LocalPool
 from lightning_pfl.benchmark.records import records_path
@@ -53,7 +54,7 @@ def test_the_guide_runs_from_the_files_to_the_report(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     known = {"ROUNDS_PER_TASK": 1, "NUM_STEPS": 2, "RANK": 2, "NUM_BLOCKS": 1, "POOL": LocalPool()}
     blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf8"), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         exec(compile(block, str(GUIDE), "exec"), known)
 
@@ -69,3 +70,8 @@ def test_the_guide_runs_from_the_files_to_the_report(tmp_path, monkeypatch):
         ("client-1", "Colours-0", "own"),
         ("client-1", "Counting-1", "unseen"),
     ]
+
+    writer = type("Says", (known["Writer"],), {"write": lambda self, batch: batch["texts"]})()
+    batch = {"texts": ["It is red.", "no idea"], "choices": [["red", "blue"]] * 2, "answers": ["red", "blue"]}
+    trainer = known["L"].Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    assert trainer.test(writer, DataLoader([batch], batch_size=None), verbose=False) == [{"test_written": 0.5}]

@@ -89,6 +89,34 @@ def test_a_scenario_is_loaded_streamed_and_scored(published, tmp_path):
     assert scores.owned.tolist() == [[True, True, True], [True, False, False]]
 
 
+def test_a_scenario_of_nine_clients_with_subsets_of_seven_data_sets_is_loaded(tmp_path):
+    """As HFLB: multi-choice alone, GQA dealt to three clients; a task's family is its data set."""
+    names = ["GQA"] * 3 + ["Abstract_VQA", "SNLI-VE", "COCO-QA", "NLVR2", "VizWiz", "AQUA"]
+    firsts = [0, 4, 8, 0, 0, 0, 0, 0, 0]
+    entries = [
+        {
+            "client_id": number,
+            "datasets": [{"dataset": name, "subset_id": first + i, "type": "multi-choice"} for i in range(4)],
+            "model_id": f"thkim0305/llama3.2_{'1B' if number in (0, 1, 5) else '3B'}_vl",
+        }
+        for number, (name, first) in enumerate(zip(names, firsts, strict=True))
+    ]
+    path, root = tmp_path / "HFLB_hetero_llava_llama_1B_3B.json", tmp_path / "dataset"
+    path.write_text(json.dumps(entries))
+    for entry in entries:
+        for slot in entry["datasets"]:
+            fill(root, slot["dataset"], slot["subset_id"])
+    scenario = read_scenario(path)
+    tasks = load_tasks(scenario, root)
+
+    assert len(tasks) == 36
+    assert scenario.tasks["client-2"] == ("GQA-8", "GQA-9", "GQA-10", "GQA-11")
+    assert scenario.tasks["client-4"] == ("SNLI-VE-0", "SNLI-VE-1", "SNLI-VE-2", "SNLI-VE-3")
+    assert [task.family for task in tasks.values()] == [name for name in names for _ in range(4)]
+    assert {task.test[0].choices for task in tasks.values()} == {("cat", "dog")}
+    assert [name for name, model in scenario.models.items() if "1B" in model] == ["client-0", "client-1", "client-5"]
+
+
 def test_a_scenario_that_names_missing_tasks_lists_them_all_with_their_clients(published, tmp_path):
     root = tmp_path / "dataset"
     fill(root, "WCVQA", 0)

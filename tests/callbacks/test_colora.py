@@ -6,6 +6,7 @@ import copy
 import io
 import logging
 import pickle
+import warnings
 
 import lightning as L
 import pytest
@@ -21,6 +22,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from lightning_pfl.adapters import (
+    FixedGate,
     adapter_parameters,
     architecture_of,
     bases_of,
@@ -187,6 +189,32 @@ def test_param_groups_leave_out_empty_groups_and_show_their_names_in_the_log(tmp
 
     assert [group["name"] for group in CoLoRA.param_groups(module, lr=1, lr_pq=1)] == ["pq", "ab"]
     assert "lr-AdamW/pq" in (tmp_path / "lightning_logs/version_0/metrics.csv").read_text()
+
+
+def test_a_gate_that_its_optimizer_decays_is_warned_of_with_the_way_out():
+    """AdamW decays everything by 0.01 unless told otherwise; `param_groups`, an own zero and a gate unread do not."""
+
+    class Decaying(Plain):
+        def __init__(self, **kwargs):
+            super().__init__()
+            self.of_optimizer = kwargs
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=0.05, **self.of_optimizer)
+
+    def warned(module, **kwargs):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            trainer(colora(**kwargs)).fit(module, loader())
+        return [str(one.message) for one in found if "weight_decay" in str(one.message)]
+
+    (message,) = warned(Decaying(), global_branch=True)
+    assert message.startswith("4 of 4 gates are in an optimizer group with weight_decay > 0 (net.body.0.0.colora_gate.")
+    assert "CoLoRA.param_groups" in message
+    assert not warned(Plain(), global_branch=True)  # which uses `param_groups`
+    assert not warned(Decaying(weight_decay=0.0), global_branch=True)
+    assert not warned(Decaying(), global_branch=True, gate=FixedGate())
+    assert not warned(Decaying())  # without a global branch there is no gate
 
 
 def test_adapters_that_no_optimizer_holds_are_an_error_with_the_way_out():

@@ -118,6 +118,19 @@ def test_rounds_without_data_are_sat_out_logged_and_counted(tmp_path, caplog):
     assert all(torch.isfinite(value).all() for value in trainer.lightning_module.state_dict().values())
 
 
+def test_a_client_without_any_data_sits_out_every_round(tmp_path, caplog):
+    """As a scenario with "dummy" slots only makes it; the other client trains in all four rounds."""
+    idle = stream_data(sizes=(0, 0))
+    with caplog.at_level(logging.WARNING, logger="lightning_pfl.data"):
+        seen, trainer = fit(tmp_path, {"a": idle, "b": stream_data()})
+
+    told = [record.getMessage() for record in caplog.records if "sits it out" in record.getMessage()]
+    assert [message.split(" in round ")[0] for message in told] == ["Client `a` has no data"] * 4
+    assert trainer.current_epoch == 4
+    assert (seen["a"] == -1).all()
+    assert (seen["b"][:4] >= 0).all()
+
+
 def test_an_idle_round_has_no_batches():
     data = stream_data(sizes=(8, 0))
     data.trainer = type("T", (), {"strategy": type("S", (), {"client_id": "a", "round": 3})()})()

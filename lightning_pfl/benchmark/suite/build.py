@@ -1,7 +1,7 @@
 """The suite as files: records, pictures, scenarios, task graph and licences in one folder.
 
 Start at `build`. It can be stopped at any time and called again: a finished picture is never rendered twice, and a
-task whose manifest says that it is whole is passed over.
+task whose manifest says that it is whole is passed over, unless its records are known to be others by now.
 
     <root>/<task>/{train,val,test}/dataset-0.json   records of the published form
     <root>/<task>/images/<key>.png                  pictures; the key says what decides the pixels
@@ -12,6 +12,7 @@ task whose manifest says that it is whole is passed over.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,13 +26,15 @@ from filelock import FileLock
 
 from lightning_pfl.benchmark.images import View
 from lightning_pfl.benchmark.records import write_task
-from lightning_pfl.benchmark.suite.digests import record_digests
+from lightning_pfl.benchmark.suite.digests import expected_digests, record_digests, task_digests
 from lightning_pfl.benchmark.suite.graph import LINKS
 from lightning_pfl.benchmark.suite.library import Library
 from lightning_pfl.benchmark.suite.recipes import STANDARD, SUITE, Sizes, TaskSpec, build_task, sources_of
 from lightning_pfl.benchmark.suite.rendering import picture_path, render_all
 from lightning_pfl.benchmark.suite.scenario import write_scenarios
 from lightning_pfl.benchmark.tasks import Task
+
+_LOG = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Called with (task name, pictures done, pictures in all) while a task is built."""
@@ -124,9 +127,12 @@ def _built(
             raise ValueError(
                 f"{target.parent} holds {kept}, but {wanted} is asked for. Build into another folder, or delete it."
             )
-        if progress is not None:
-            progress(spec.name, 1, 1)
-        return target
+        if not _is_outdated(spec.name, found, sizes, pixels):
+            if progress is not None:
+                progress(spec.name, 1, 1)
+            return target
+        _LOG.warning("%s holds records of an older recipe and is built again.", target.parent)
+        target.unlink()
     task = build_task(spec, library, sizes)
     if check is not None:
         check(task)
@@ -144,6 +150,12 @@ def _built(
     }
     _write(target, json.dumps(manifest, indent=1) + "\n")
     return target
+
+
+def _is_outdated(name: str, manifest: Mapping[str, Any], sizes: Sizes, pixels: int) -> bool:
+    """Whether a finished task has other records than are kept for its sizes and resolution; False where none are."""
+    kept = expected_digests(name, sizes, pixels)
+    return kept is not None and task_digests(manifest.get("records", {}), []).records != kept.records
 
 
 def _pictures(task: Task, folder: Path, pixels: int, render: _Render, progress: Progress | None) -> None:

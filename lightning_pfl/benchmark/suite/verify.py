@@ -5,6 +5,7 @@ Start at `verify`. It draws every task again from the packages and compares; not
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from lightning_pfl.benchmark.suite.rendering import picture_path
 from lightning_pfl.benchmark.tasks import Example, Task
 
 _SAMPLED = 12  # pictures per task that are rendered again and compared pixel by pixel
+_MARGIN = 4  # standard deviations by which a place that is drawn may exceed its share
 
 
 @final
@@ -78,7 +80,7 @@ def verify(
         sizes, pixels = Sizes(**manifest["sizes"]), int(manifest["pixels"])
         task = build_task(spec, library, sizes)
         tasks.append(task)
-        found = [*_files(task, root, manifest["records"], sizes, pixels), *_balance(task)]
+        found = [*_files(task, root, manifest["records"], sizes, pixels), *_balance(task, spec.goals)]
         if not manifest["licences"] or not manifest["sources"]:
             found.append("names no licence or no source")
         if check is not None:
@@ -178,15 +180,30 @@ def _contents(views: Sequence[View], folder: Path, pixels: int, wrong: list[str]
         yield content
 
 
-def _balance(task: Task) -> Iterator[str]:
-    """Whether no answer leads, where every example offers the same ones."""
+def _balance(task: Task, goals: Sequence[str]) -> Iterator[str]:
+    """Whether no answer leads by more than one, and, where examples offer different choices, no place among them.
+
+    Answers are dealt out in turn, so they are counted; those of B7 are lines drawn for its goals. Places are drawn.
+    """
     for split in SPLITS:
         examples: tuple[Example, ...] = getattr(task, split)
         offered = {example.choices for example in examples}
-        if len(offered) == 1:
-            counts = Counter(example.answer for example in examples)
-            if max(counts.values()) - min(counts[choice] for choice in next(iter(offered))) > 1:
-                yield f"the answers of {split} are not balanced: {dict(counts)}"
+        dealt = next(iter(offered)) if len(offered) == 1 else goals
+        counts = Counter(example.answer for example in examples)
+        if counts.keys() <= set(dealt) and max(counts.values()) - min(counts[goal] for goal in dealt) > 1:
+            yield f"the answers of {split} are not balanced: {dict(counts)}"
+        if len(offered) > 1:
+            yield from _places(split, examples)
+
+
+def _places(split: str, examples: Sequence[Example]) -> Iterator[str]:
+    """Places among the choices that hold the right answer more often than their share and a margin."""
+    counts = Counter(example.choices.index(example.answer) for example in examples)
+    for place, count in sorted(counts.items()):
+        shares = [1 / len(example.choices) for example in examples if place < len(example.choices)]
+        most = sum(shares) + _MARGIN * math.sqrt(sum(share * (1 - share) for share in shares))
+        if count > most:
+            yield f"place {place} holds the right answer of {count} {split} examples, but may of {most:.1f} at most"
 
 
 def _said(example: Example) -> tuple[str, str]:

@@ -10,10 +10,12 @@ import pytest
 from PIL import Image
 
 from lightning_pfl.benchmark.records import read_task
+from lightning_pfl.benchmark.scenarios import load_tasks, read_scenario
 from lightning_pfl.benchmark.suite import build as building
 from lightning_pfl.benchmark.suite.build import build
 from lightning_pfl.benchmark.suite.catalogue import TASKS, find_task, find_tasks
-from lightning_pfl.benchmark.suite.recipes import Sizes, build_task
+from lightning_pfl.benchmark.suite.digests import task_digests
+from lightning_pfl.benchmark.suite.recipes import SMOKE, Sizes, build_task
 from lightning_pfl.benchmark.suite.rendering import render_all
 from lightning_pfl.benchmark.suite.scenario import ASSIGNMENTS, scenario
 from lightning_pfl.benchmark.suite.verify import leaks, verify
@@ -79,6 +81,20 @@ def test_scenarios_have_the_published_form():
     assert len({client["model_id"] for client in clients}) == 2
     with pytest.raises(ValueError, match=r"one model for each of 10 clients, but has 1"):
         scenario(["a"])
+
+
+def test_a_scenario_and_the_tasks_of_a_small_suite_are_read_as_published_data(library, tmp_path):
+    """Ten clients of four slots each, none of them twice; the two open tasks offer no choices."""
+    build(TASKS, library, tmp_path, sizes=SMOKE, pixels=16)
+    read = read_scenario(tmp_path / "scenarios" / "suite-mixed.json")
+    tasks = load_tasks(read, tmp_path)
+
+    assert [client.number for client in read.clients] == list(range(10))
+    assert [slot.dataset for client in read.clients for slot in client.slots] == [spec.name for spec in TASKS]
+    assert list(tasks) == [f"{spec.name}-0" for spec in TASKS]
+    assert read.train_sizes(tasks) == {f"client-{number}": (32, 32, 32, 32) for number in range(10)}
+    open_ended = {name for name, task in tasks.items() if not any(example.choices for example in task.train)}
+    assert open_ended == {slot.task for slot in read.slots if slot.is_open} == {"K2-count-0", "K12-sum-0"}
 
 
 def test_a_build_that_was_stopped_goes_on_without_rendering_again(library, tmp_path, monkeypatch):
@@ -149,6 +165,25 @@ def test_another_size_in_the_same_folder_is_refused(copy, library):
         build(SPECS, library, copy, sizes=SIZES, pixels=48)
 
 
+def test_a_task_that_an_older_recipe_made_is_built_again(copy, library, monkeypatch, caplog):
+    """Its own manifest agrees with its records, but not the digests that are kept; those of K2 do."""
+    kept = {name: task_digests(building.record_digests(copy, name), []) for name in ("A2-edit-made", "K2-count")}
+    monkeypatch.setattr(building, "expected_digests", lambda name, sizes, pixels: kept.get(name))
+    for name in ("A2-edit-made", "K9-quality-what"):
+        records, manifest = copy / name / "test" / "dataset-0.json", copy / name / "manifest.json"
+        records.write_text(records.read_text().replace("Choice list", "Old choice list"))
+        now = json.loads(manifest.read_text()) | {"records": building.record_digests(copy, name)}
+        manifest.write_text(json.dumps(now))
+    stamps = {path: path.stat().st_mtime_ns for path in copy.rglob("*.png")}
+
+    build(SPECS, library, copy, sizes=SIZES, pixels=32)
+
+    assert task_digests(building.record_digests(copy, "A2-edit-made"), []) == kept["A2-edit-made"]
+    assert "Old choice list" in (copy / "K9-quality-what" / "test" / "dataset-0.json").read_text()
+    assert caplog.messages == [f"{copy / 'A2-edit-made'} holds records of an older recipe and is built again."]
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*.png")} == stamps
+
+
 def test_a_check_can_refuse_a_task_before_it_is_written(library, tmp_path):
     def refuse(task):
         raise ValueError(f"{task.name} will not do")
@@ -203,7 +238,7 @@ def test_other_pixels_and_other_answers_are_found(copy, library):
 def test_files_that_everybody_else_has_otherwise_are_found(copy, library, monkeypatch):
     """The list of digests is asked for the sizes that were built, and each of its digests is compared."""
     from lightning_pfl.benchmark.suite import verify as verifying
-    from lightning_pfl.benchmark.suite.digests import pixels_of, task_digests
+    from lightning_pfl.benchmark.suite.digests import pixels_of
 
     asked = []
     views = building.views_of(build_task(find_task("K9"), library, SIZES))
@@ -233,6 +268,32 @@ def test_unbalanced_answers_are_found(copy, library, monkeypatch):
     monkeypatch.setattr(verifying, "find_task", lambda name: crooked if name.startswith("K9") else find_task(name))
 
     assert any("train are not balanced" in problem.what for problem in verify(copy, library, near=False))
+
+
+def test_unbalanced_answers_are_found_where_examples_offer_different_choices(library, tmp_path, monkeypatch):
+    """K13 drawn with other goals; B3 with the right answer always in the first place: of 16, but 4 + 4 sqrt(3) may."""
+    from lightning_pfl.benchmark.suite import verify as verifying
+
+    specs = find_tasks(["B3", "B7", "B11", "K13"])
+    build(specs, library, tmp_path, sizes=Sizes(16, 16, 16), pixels=16)
+    assert verify(tmp_path, library, near=False) == []
+
+    def right_first(rng, goal, shelf):
+        draft = find_task("B3").ask(rng, goal, shelf)
+        return replace(draft, choices=tuple(sorted(draft.choices, key=lambda choice: choice != draft.answer)))
+
+    crooked = {
+        "K13-shape": replace(
+            find_task("K13"), goals=("circle", "circle", "triangle", "square", "red", "green", "blue")
+        ),
+        "B3-common-action": replace(find_task("B3"), ask=right_first),
+    }
+    monkeypatch.setattr(verifying, "find_task", lambda name: crooked.get(name) or find_task(name))
+    found = {(problem.task, problem.what) for problem in verify(tmp_path, library, near=False)}
+
+    assert any(task == "K13-shape" and "answers of train are not balanced" in what for task, what in found)
+    place = "place 0 holds the right answer of 16 test examples, but may of 10.9 at most"
+    assert ("B3-common-action", place) in found
 
 
 def test_a_picture_on_two_sides_and_a_lookalike_are_leaks(library, pictures, tmp_path):

@@ -8,10 +8,11 @@ import pytest
 
 from lightning_pfl.benchmark.composition import Paste
 from lightning_pfl.benchmark.edits import Blur, Brightness, Crop, Jpeg, Noise, Place, Repeat, Turn
-from lightning_pfl.benchmark.marks import Bars, Break, Colourise, Dial, Scratch, Spots
+from lightning_pfl.benchmark.marks import Bars, Break, Colourise, Cover, Dial, Scratch, Silhouette, Spots
 from lightning_pfl.benchmark.suite.actions import query
 from lightning_pfl.benchmark.suite.catalogue import find_task
 from lightning_pfl.benchmark.suite.counting import NUMBERS
+from lightning_pfl.benchmark.suite.faces import LINES
 from lightning_pfl.benchmark.suite.library import Shelf
 from lightning_pfl.benchmark.suite.named import ACTIONS, IDIOMS, SIMILES, subject_of
 from lightning_pfl.benchmark.suite.picking import COLOURS
@@ -31,6 +32,10 @@ def examples(library):
 
 def _first(view, kind):
     return next((edit for edit in view.edits if isinstance(edit, kind)), None)
+
+
+def _last(example):
+    return example.images[0].edits[-1]
 
 
 def _copies(view):
@@ -66,6 +71,14 @@ def test_a2_says_what_happened_to_one_thing(examples):
             small, large = (before, after) if example.answer == "added" else (after, before)
             assert small.items() < large.items()
             assert len(large) == len(small) + 1
+
+
+def test_a4_says_what_replaced_what(examples, library):
+    sorts = {"hat": "hat", "shoe": "shoe", "shirt": "garment"}
+    for example in examples("A4"):
+        before, after = (sorts[library.picture(view.path).concept.split()[-1]] for view in example.images)
+        assert f"Instead of a {before}," in example.question
+        assert before != after == example.answer
 
 
 def test_a5_the_animal_is_where_it_says(examples, library):
@@ -130,6 +143,19 @@ def test_a12_what_was_done(examples, library):
             assert isinstance(after.edits[-1], kinds[example.answer])
 
 
+def test_b1_and_k9_have_the_defect_that_they_name_and_no_other(examples):
+    """A photograph without a defect ends with where it is placed."""
+    problems = {Place: "fine", Blur: "blurry", Brightness: "dark", Crop: "cropped", Turn: "upside"}
+    defects = {Place: "clean", Blur: "blurry", Noise: "noisy", Brightness: "dark", Jpeg: "compressed"}
+    for name, known in (("B1", problems), ("K9", defects)):
+        for example in examples(name):
+            *framing, last = example.images[0].edits
+            assert known[type(last)] == example.answer
+            assert all(isinstance(edit, Place) or edit == Turn(0, mirror=True) for edit in framing)
+    turned = [_last(example) for example in examples("B1") if example.answer == "upside"]
+    assert set(turned) == {Turn(2)}
+
+
 def test_b4_states(examples):
     for example in examples("B4"):
         broken = _first(example.images[0], Break) is not None
@@ -144,6 +170,14 @@ def test_the_phrase_names_the_chosen_picture_and_no_other(examples, library, nam
         assert [subject == phrases[phrase] for subject in subjects] == [
             choice == example.answer for choice in example.choices
         ]
+
+
+def test_b7_the_line_is_of_the_mood_of_the_face_and_the_others_of_other_moods(examples, library):
+    mood_of = {line: mood for mood, lines in LINES.items() for line in lines}
+    for example in examples("B7"):
+        face = library.picture(example.images[0].path)
+        assert (face.kind, face.sort) == ("face", mood_of[example.answer])
+        assert {mood_of[line] for line in example.choices} == {"happy", "sad", "ill", "calm"}
 
 
 def test_b8_and_b11_stand_for_the_quality(examples, library):
@@ -234,6 +268,12 @@ def test_the_better_photograph_has_less_of_the_same_defect(examples, name, photo
     assert max(shown) == photographs
 
 
+def test_k5_the_animal_is_of_the_class(examples, library):
+    for example in examples("K5"):
+        animal = library.picture(example.images[0].path)
+        assert (animal.kind, animal.sort) == ("animal", example.answer)
+
+
 def test_k8_says_whether_it_is_blurred(examples):
     for example in examples("K8"):
         assert (_first(example.images[0], Blur) is not None) == (example.answer == "yes")
@@ -246,6 +286,17 @@ def test_k7_k10_dials_and_bars(examples):
     for example in examples("K10"):
         heights = _first(example.images[0], Bars).heights
         assert example.choices[heights.index(max(heights))] == example.answer
+
+
+def test_k13_asks_for_the_shape_or_the_colour_of_one_outline(examples):
+    shapes = {0: "circle", 3: "triangle", 4: "square"}
+    for example in examples("K13"):
+        mark = _last(example)
+        if "Which shape" in example.question:
+            assert (shapes[mark.corners], set(example.choices)) == (example.answer, set(shapes.values()))
+        else:
+            assert "Which colour" in example.question
+            assert (mark.colour, set(example.choices)) == (COLOURS[example.answer], {"red", "green", "blue"})
 
 
 def test_k15_the_corner_holds_the_kind(examples, library):
@@ -283,3 +334,36 @@ def test_u4_the_higher_card_wins_by_three(examples, library):
     for example in examples("U4"):
         first, second = (ranks.index(library.picture(view.path).caption.split()[0]) for view in example.images)
         assert (first - second >= 3) if example.answer == "first" else (second - first >= 3)
+
+
+def test_u1_and_u2_show_the_kind_as_a_shape_or_in_lines(examples, library):
+    for example in examples("U1"):
+        assert library.picture(example.images[0].path).kind == example.answer
+        assert _last(example) == Silhouette((0, 0, 0))
+    for example in examples("U2"):
+        drawing = library.picture(example.images[0].path)
+        assert (drawing.domain, drawing.kind) == ("line", f"{example.answer} in lines")
+
+
+def test_u3_the_card_has_the_suit(examples, library):
+    for example in examples("U3"):
+        assert library.picture(example.images[0].path).concept.split()[:2] == ["card", example.answer]
+
+
+def test_u5_upper_before_lower_is_in_order(examples):
+    for example in examples("U5"):
+        one, two = example.images
+        assert (one.path, one.edits[:-1]) == (two.path, two.edits[:-1])
+        halves = [(0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0)]
+        shown = [one.edits[-1].box, two.edits[-1].box]
+        assert shown == (halves if example.answer == "ordered" else halves[::-1])
+
+
+def test_u6_only_the_right_piece_is_of_the_picture_with_the_hole(examples):
+    for example in examples("U6"):
+        whole, *pieces = example.images
+        hole = _first(whole, Cover).box
+        assert [piece.path == whole.path for piece in pieces] == [
+            choice == example.answer for choice in example.choices
+        ]
+        assert all(_first(piece, Crop).box == hole for piece in pieces)
