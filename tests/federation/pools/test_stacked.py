@@ -230,6 +230,7 @@ def test_a_client_that_raises_takes_nobody_along_and_another_joins_in_its_place(
 
 @pytest.mark.parametrize("module", [Interrupts, IsSent])
 def test_ctrl_c_stops_all_turns_and_leaves_the_process_as_it_was(tmp_path, module):
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "or nothing would end what is sent here"
     with TensorFile(tmp_path) as file:
         snapshots = {"model": snapshot_of(module(), file)}
         pool = StackedPool()
