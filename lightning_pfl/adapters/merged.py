@@ -368,6 +368,11 @@ def _bias_flags(config: PretrainedConfig) -> list[tuple[Any, str]]:
 @torch.no_grad()
 def _compare(model: PreTrainedModel, other: PreTrainedModel) -> None:
     """Run a class beside another on the base model's own weights; the adapter's are added to both alike."""
+    if model.main_input_name != "input_ids":
+        raise ValueError(
+            f"A {type(model).__name__} cannot be compared with {type(other).__name__} on tokens, since it reads "
+            f"`{model.main_input_name}`. Use `export_adapter` or `export_lora`."
+        )
     layers = dict(adapted_layers(model))
     own = {
         key.replace(".base_layer.", "."): value
@@ -376,7 +381,9 @@ def _compare(model: PreTrainedModel, other: PreTrainedModel) -> None:
     }
     filled = {key: own.get(key, torch.zeros_like(value)) for key, value in other.state_dict().items()}
     other.to(model.dtype).load_state_dict(filled)
-    tokens = torch.randint(model.config.vocab_size, (2, 12), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(
+        model.config.get_text_config().vocab_size, (2, 12), generator=torch.Generator().manual_seed(0)
+    )
     training, disabled = model.training, {name: layer._disable_adapters for name, layer in layers.items()}
     decoded = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
     try:

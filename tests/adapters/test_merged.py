@@ -128,6 +128,15 @@ def test_a_class_that_computes_something_else_with_a_head_of_its_own_is_refused(
     assert not (tmp_path / "merged").exists()
 
 
+def test_a_tied_head_of_a_model_that_reads_no_tokens_is_refused(tmp_path):
+    model = FAMILIES["whisper"]()
+    inject(model, CoLoraConfig(r=4, num_blocks=0, target_modules=["proj_out"]))
+    scramble(model)
+
+    with pytest.raises(ValueError, match=r"cannot be compared .* reads `input_features`.*`export_lora`"):
+        export_merged(model, tmp_path / "merged")
+
+
 def test_a_merged_state_says_that_a_tied_head_is_not_tied_any_more(caplog):
     state = merged_state(with_a_head("gpt2"))
 
